@@ -1,0 +1,1 @@
+"""The harness: sweep -> cases -> isolated workers -> journal -> reports."""

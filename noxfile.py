@@ -1,0 +1,63 @@
+"""One session a habit: `nox -l` lists them, `nox -s bench -- --preset quick` passes arguments through.
+
+Each body is one or two plain commands that also work without nox, and without a network, wherever the packages are
+installed: README.md names them.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_venv = "yes"  # an environment with torch weighs gigabytes: build it once
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CODE = ("bench", "kernels", "resnet", "tests", "noxfile.py")
+OLDEST_TORCH = ("torch==2.11.*", "torchvision==0.26.*")  # each torchvision release is built for one torch release
+
+
+def install(session: nox.Session, *groups: str, pins: tuple[str, ...] = ()) -> None:
+    """Install the project, editable, with the named dependency groups of pyproject.toml."""
+    session.install("-e", ".", *pins, *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest."""
+    install(session, "tests")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests_oldest_torch(session: nox.Session) -> None:
+    """Run the tests against the oldest supported torch; arguments go to pytest."""
+    install(session, "tests", pins=OLDEST_TORCH)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmark this machine and write the reports; arguments go to `resbench run`."""
+    install(session)
+    session.run("python", "-m", "bench", "run", *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Check every path against eager, without timing; arguments go to `resbench parity`."""
+    install(session)
+    session.run("python", "-m", "bench", "parity", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, and check the formatting."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of everything, strictly."""
+    install(session, "types")
+    session.run("mypy", *CODE)

@@ -1,0 +1,1 @@
+"""The reference ResNet and the ways to run it."""
