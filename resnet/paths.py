@@ -1,0 +1,68 @@
+"""The table of paths: every way to run the network is a row of data here. Standard library only.
+
+`resnet.program` turns a row into something that runs. To add a path, add a row: tests, parity, sweep and reports
+follow the table.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Need = Literal["cuda", "c++ compiler"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """One way to run the network: how the model is prepared and what that needs."""
+
+    name: str
+    summary: str
+    channels_last: bool = True
+    fold: bool = False  # fold BatchNorm into the convolutions, then fuse their ReLU and residual add
+    compile_mode: str | None = None  # torch.compile(mode=...)
+    freeze: bool = False  # inference: Inductor's freezing, weights as constants
+    cuda_graph: bool = False  # capture the whole step
+    modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
+    needs: tuple[Need, ...] = ()
+    cpu_modes: tuple[Literal["train", "infer"], ...] | None = None  # where fewer than `modes` make sense on CPU
+    cpu_reason: str = ""  # why
+
+
+PATHS: tuple[Path, ...] = (
+    Path(name="eager", summary="plain PyTorch, contiguous NCHW: the baseline", channels_last=False),
+    Path(name="channels_last", summary="plain PyTorch, channels_last memory format"),
+    Path(
+        name="compile",
+        summary="channels_last + torch.compile, default mode",
+        compile_mode="default",
+        needs=("c++ compiler",),
+    ),
+    Path(
+        name="compile-reduce-overhead",
+        summary="channels_last + torch.compile with Inductor's CUDA graphs",
+        compile_mode="reduce-overhead",
+        needs=("cuda", "c++ compiler"),
+    ),
+    Path(
+        name="compile-max-autotune",
+        summary="channels_last + torch.compile with searched kernels; inference with frozen weights",
+        compile_mode="max-autotune",
+        freeze=True,
+        needs=("c++ compiler",),
+        cpu_modes=("infer",),
+        cpu_reason="on CPU Inductor searches only kernels with frozen weights, so training is the same as `compile`",
+    ),
+    Path(
+        name="cuda-graph",
+        summary="channels_last, the whole step captured as one CUDA graph: forward, loss, backward, optimizer",
+        cuda_graph=True,
+        needs=("cuda",),
+    ),
+    Path(
+        name="folded",
+        summary="channels_last, BatchNorm folded into the convolutions, ReLU and residual add fused into them",
+        fold=True,
+        modes=("infer",),
+    ),
+)
+
+PATHS_BY_NAME: dict[str, Path] = {path.name: path for path in PATHS}
