@@ -1,0 +1,111 @@
+"""Times steps: warm-up until steady, then samples until the median is known well enough or the time budget ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter, perf_counter_ns
+from typing import Protocol
+
+import torch
+
+from bench.stats import converged, is_steady
+from bench.types import Device, Settings
+
+Step = Callable[[], object]
+
+_WINDOW = 5  # steps whose median is compared with that of the steps before them, during warm-up
+_STEADY = 0.01  # relative difference of those medians that counts as steady
+_CHUNK_S = 0.25  # samples are taken in chunks of about this long; the stop rule is asked between chunks
+_MAX_SAMPLES = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Every sample in order, in ms of one step, and how the sampling ended."""
+
+    samples_ms: tuple[float, ...]
+    wall_ms: float
+    converged: bool
+
+
+class Clock(Protocol):
+    """Times single steps on one kind of device."""
+
+    def sample(self, step: Step, count: int) -> list[float]:
+        """Milliseconds of each of `count` successive steps; the device is idle before and after."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+
+class CpuClock:
+    """Steps on the CPU end when they return."""
+
+    def sample(self, step: Step, count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            start = perf_counter_ns()
+            step()
+            times.append((perf_counter_ns() - start) / 1e6)
+        return times
+
+    def synchronize(self) -> None:
+        pass
+
+
+class CudaClock:
+    """An event pair around each step on the current stream; the host waits only after the last one."""
+
+    def sample(self, step: Step, count: int) -> list[float]:
+        pairs = [(_event(), _event()) for _ in range(count)]
+        for start, end in pairs:
+            start.record()
+            step()
+            end.record()
+        self.synchronize()
+        return [start.elapsed_time(end) for start, end in pairs]
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+
+CLOCKS: dict[Device, type[CpuClock] | type[CudaClock]] = {"cpu": CpuClock, "cuda": CudaClock}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def first_call(step: Step, clock: Clock) -> float:
+    """Seconds of the first call: compilation, autotuning, cuDNN search, graph capture."""
+    clock.synchronize()
+    start = perf_counter()
+    step()
+    clock.synchronize()
+    return perf_counter() - start
+
+
+def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
+    """Run until the medians of successive windows agree or the budget ends: (steady, ms of a step by then)."""
+    times: list[float] = []
+    deadline = perf_counter() + settings.warmup_budget_s
+    while perf_counter() < deadline and not is_steady(times, _WINDOW, _STEADY):
+        times += clock.sample(step, _WINDOW if times else 1)
+    return is_steady(times, _WINDOW, _STEADY), min(times[-_WINDOW:])
+
+
+def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> Timing:
+    """Sample until the 95 % interval of the median is within `settings.confidence` of it, or the budget ends.
+
+    All samples are kept. `step_ms`, from the warm-up, sets the length of a chunk.
+    """
+    chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))
+    samples: list[float] = []
+    start = perf_counter()
+    done = False
+    sampling_s = 0.0
+    while not done and perf_counter() - start < settings.sample_budget_s and len(samples) < _MAX_SAMPLES:
+        before = perf_counter()
+        samples += clock.sample(step, chunk)
+        sampling_s += perf_counter() - before
+        done = converged(samples, settings.confidence)
+    return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / len(samples), converged=done)
