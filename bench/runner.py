@@ -1,0 +1,226 @@
+"""Pending cases -> isolated workers -> journal: time-outs, crashes, budgets and resumed runs. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Protocol
+
+from bench import maxbatch
+from bench.isolation import WorkerCrashedError, WorkerTimeoutError, call
+from bench.journal import Journal, read
+from bench.types import Case, Ceilings, Cost, Environment, Plan, Reference, Result, Run, Session, Status
+
+LOGS = "logs"  # in the run directory: what the workers of failed cases printed
+
+_SURVEY_TIMEOUT_S = 300.0
+_KEPT_REFERENCES = 4  # cells whose fp64 trajectories stay on disk; a large one takes gigabytes
+
+
+class Observer(Protocol):
+    """Hears what the runner does while it does it: the terminal's progress, or a test."""
+
+    def started(self, plan: Plan, pending: int) -> None:
+        """`pending` of the plan's cases are about to run."""
+
+    def notice(self, text: str) -> None:
+        """Something a person should read: a torn line dropped, a budget reached."""
+
+    def case_started(self, case: Case, number: int) -> None:
+        """The `number`-th pending case, from 1."""
+
+    def phase(self, case: Case, phase: str) -> None:
+        """The case's worker has entered this phase."""
+
+    def case_finished(self, result: Result) -> None:
+        """The result is in the journal."""
+
+
+def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: float | None = None) -> Run:
+    """Run a plan in a new directory, or with `plan=None` go on with the one that its journal holds.
+
+    Ctrl-C and a spent budget end the run early with everything measured so far journaled; `Session.interrupted` of
+    the returned run's last session says so.
+
+    Raises:
+        ValueError: the directory cannot be used, or the cases are for several devices; the message says what to do.
+    """
+    began, started_at = monotonic(), _now()
+    with (
+        Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
+        TemporaryDirectory(prefix="resbench-reference-") as scratch,
+    ):
+        for notice in journal.notices:
+            observer.notice(notice)
+        deadline = None if budget_s is None else began + budget_s
+        interrupted = ""
+        try:
+            interrupted = _Sitting(journal, observer, Path(scratch), deadline).run()
+        except KeyboardInterrupt:
+            interrupted = "Ctrl-C"
+        if interrupted:
+            observer.notice(f"stopped: {interrupted}")
+        journal.append(Session(started_at=started_at, wall_s=monotonic() - began, interrupted=interrupted))
+    return read(directory)
+
+
+class _Sitting:
+    """One sitting over the pending cases of a journal."""
+
+    def __init__(self, journal: Journal, observer: Observer, scratch: Path, deadline: float | None) -> None:
+        self.journal, self.observer, self.scratch, self.deadline = journal, observer, scratch, deadline
+        self.plan = journal.plan
+        self.references: dict[tuple[object, ...], Reference] = {}
+        self.took_s: dict[str, float] = {}  # the longest case of each path so far
+
+    def run(self) -> str:
+        """Run what is pending; why it stopped early, if it did."""
+        device = _only_device(self.plan)
+        environment: Environment = call("bench.worker:survey", device, timeout_s=_SURVEY_TIMEOUT_S)
+        self.journal.append(environment)
+        done = self.journal.done(environment.hash)
+        pending = [case for case in self.plan.cases if case.key not in done]
+        self.observer.started(self.plan, len(pending))
+        if not pending:
+            return ""
+        self.ceilings = self._ceilings(device)
+        inspected: dict[str, tuple[Cost, str]] = call(
+            "bench.worker:inspect", tuple(pending), timeout_s=_SURVEY_TIMEOUT_S
+        )
+        for number, case in enumerate(pending, start=1):
+            cost, missing = inspected[case.key]
+            if not missing and self.deadline is not None and monotonic() + self._expected_s(case) > self.deadline:
+                return f"the budget is spent: {len(pending) - number + 1} cases not started"
+            self.observer.case_started(case, number)
+            began = monotonic()
+            result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
+            if not missing:
+                self.took_s[case.path] = max(self.took_s.get(case.path, 0.0), monotonic() - began)
+            result = replace(result, cost=cost, finished_at=_now(), environment_hash=environment.hash)
+            self.journal.append(result)
+            self.observer.case_finished(result)
+        return ""
+
+    def _ceilings(self, device: str) -> Ceilings:
+        """Of this environment: measured once a run."""
+        known = read(self.journal.directory).ceilings
+        if known is not None:
+            return known
+        measured: Ceilings = call("bench.worker:ceilings", device, timeout_s=_SURVEY_TIMEOUT_S)
+        self.journal.append(measured)
+        return measured
+
+    def _expected_s(self, case: Case) -> float:
+        """A case of a path takes as long as the longest so far, or of a new path as the longest of all."""
+        settings = self.plan.settings
+        untried = max(self.took_s.values(), default=settings.warmup_budget_s + settings.sample_budget_s)
+        return self.took_s.get(case.path, untried)
+
+    def _result(self, case: Case) -> Result:
+        """The result of a case that can run here, whatever happens to its worker."""
+        log = self.journal.directory / LOGS / f"{case.key}.log"
+        log.parent.mkdir(exist_ok=True)
+        phases = _Phases(lambda phase: self.observer.phase(case, phase))
+        try:
+            result = _PROCEDURES[case.kind](self, case, log, phases)
+        except WorkerTimeoutError as error:
+            result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
+        except WorkerCrashedError as error:
+            result = Result(case=case, status=Status.CRASHED, reason=str(error))
+        if result.status is Status.VALID:
+            log.unlink(missing_ok=True)
+        return replace(result, phases_s={**phases.before_worker_s, **result.phases_s})
+
+    def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
+        """Kinds `measure` and `parity`: the reference first, in a process of its own."""
+        settings = self.plan.settings
+        cell = (case.model, case.mode, case.batch_size, case.image_size, case.precision)
+        if cell not in self.references:
+            self._forget_old_references()
+            phases("reference")
+            arguments = (case, settings, self.ceilings, self.scratch)
+            self.references[cell] = call(
+                "bench.worker:prepare_reference", *arguments, timeout_s=settings.timeout_s, log=log
+            )
+        phases("start-up")
+        result: Result = call(
+            "bench.worker:run_case",
+            case,
+            settings,
+            self.references[cell],
+            timeout_s=settings.timeout_s,
+            log=log,
+            on_phase=phases,
+        )
+        return result
+
+    def _forget_old_references(self) -> None:
+        """Make room on the disk: a trajectory that is asked for again is made again."""
+        while len(self.references) >= _KEPT_REFERENCES:
+            oldest = next(iter(self.references))
+            files = self.references.pop(oldest).files
+            kept = {file for reference in self.references.values() for file in reference.files}
+            for file in set(files) - kept:
+                Path(file).unlink(missing_ok=True)
+
+    def _search_largest(self, case: Case, log: Path, phases: "_Phases") -> Result:
+        """Kind `max-batch`: each batch size in a process of its own, so that none finds another's leavings."""
+        settings = self.plan.settings
+
+        def fits(batch_size: int) -> bool:
+            phases(f"batch {batch_size}")
+            answer: bool = call(
+                "bench.worker:fits",
+                replace(case, batch_size=batch_size),
+                settings,
+                timeout_s=settings.timeout_s,
+                log=log,
+            )
+            return answer
+
+        size = maxbatch.largest(fits)
+        if not size:
+            return Result(case=case, status=Status.OOM, reason="not even a batch of 1 fits", max_batch_size=0)
+        return Result(case=case, status=Status.VALID, max_batch_size=size)
+
+
+class _Phases:
+    """Tells the observer of each phase, and keeps the wall seconds of those before the worker's own clock runs."""
+
+    _BEFORE_WORKER = ("reference", "start-up")
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.before_worker_s: dict[str, float] = {}
+        self.current, self.since = "", 0.0
+
+    def __call__(self, phase: str) -> None:
+        now = monotonic()
+        if self.current in self._BEFORE_WORKER:
+            self.before_worker_s[self.current] = self.before_worker_s.get(self.current, 0.0) + now - self.since
+        self.current, self.since = phase, now
+        self.tell(phase)
+
+
+_Procedure = Callable[[_Sitting, Case, Path, _Phases], Result]
+_PROCEDURES: dict[str, _Procedure] = {
+    "measure": _Sitting._check,
+    "parity": _Sitting._check,
+    "max-batch": _Sitting._search_largest,
+}
+
+
+def _only_device(plan: Plan) -> str:
+    """The device of all cases: figures of one run are compared, and that takes one device."""
+    devices = sorted({case.device for case in plan.cases})
+    if len(devices) != 1:
+        raise ValueError(
+            f"a run is for one device, and this plan is for {' and '.join(devices) or 'none'}: pass --device"
+        )
+    return devices[0]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
