@@ -1,0 +1,100 @@
+"""The answer in words: which path is fastest, by how much, at what memory, and whether it is still right."""
+
+from collections import Counter
+
+from bench.report.records import Record, grouped, measured, setup, setup_name, varying
+from bench.report.text import code, count, interval, listing, ratio
+from bench.rows import BASELINE
+from bench.types import Status
+
+
+def best(rows: list[Record]) -> Record:
+    """The fastest of rows that have a speed."""
+    return max(rows, key=lambda row: row["images_per_s"])
+
+
+def at_largest_batch(rows: list[Record]) -> list[Record]:
+    largest = max(row["batch_size"] for row in rows)
+    return [row for row in rows if row["batch_size"] == largest]
+
+
+def contenders(winner: Record, rows: list[Record]) -> list[Record]:
+    """The rows that the run cannot tell from the winner: their intervals overlap."""
+    return [row for row in rows if row is not winner and row["images_per_s_high"] >= winner["images_per_s_low"]]
+
+
+def outcome(rows: list[Record], pending: int) -> str:
+    """How many cases became what, and whether the paths compute what eager computes."""
+    statuses = Counter(row["status"] for row in rows)
+    named = [f"{statuses[status.value]:,} {status.value}" for status in Status if statuses[status.value]]
+    text = f"{count(len(rows), 'case')}: {', '.join(named)}." if rows else "No case has a result yet."
+    if pending:
+        text += f" {count(pending, 'case')} still to run."
+    return f"{text} {_parity(rows)}".strip()
+
+
+def _parity(rows: list[Record]) -> str:
+    failed, passed = (sum(row["parity"] == word for row in rows) for word in ("fail", "pass"))
+    if failed:
+        return (
+            f"**Parity failed for {count(failed, 'case')}**: what they compute is not the reference's result, "
+            "so they have no speed here."
+        )
+    if passed:
+        return (
+            f"Parity passed in all {count(passed, 'checked case')}: no tensor is farther from the fp64 reference than "
+            "its tolerance, which follows eager's own error."
+        )
+    return ""
+
+
+def sentences(rows: list[Record]) -> list[str]:
+    """One verdict for each model and mode, at the largest batch that has a speed."""
+    timed = measured(rows)
+    shown = varying(timed)
+    return [_sentence(at_largest_batch(group), shown) for _, group in grouped(timed, setup)]
+
+
+def _sentence(rows: list[Record], shown: set[str]) -> str:
+    winner = best(rows)
+    speed = interval(winner["images_per_s"], winner["images_per_s_low"], winner["images_per_s_high"])
+    place = f"**{setup_name(winner, shown)}, batch {winner['batch_size']}**"
+    claims = [f"{place}: {code(winner['path'])} in {winner['precision']} is fastest at {speed} img/s"]
+    text = ", ".join([*claims, *_against_eager(winner)])
+    return " ".join([f"{text}.", *_caveats(winner, rows)])
+
+
+def _against_eager(winner: Record) -> list[str]:
+    def over(name: str) -> str:
+        return ratio(winner[name], winner[f"{name}_low"], winner[f"{name}_high"])
+
+    claims = []
+    if winner["path"] != BASELINE and winner["speedup_vs_eager"] is not None:
+        claims.append(f"{over('speedup_vs_eager')} eager in {winner['precision']}")
+    if winner["precision"] != "fp32" and winner["speedup_vs_eager_fp32"] is not None:
+        claims.append(f"{over('speedup_vs_eager_fp32')} eager in fp32")
+    if winner["path"] != BASELINE and winner["peak_vs_eager"] is not None:
+        claims.append(f"with {ratio(winner['peak_vs_eager'])} the peak memory of eager in {winner['precision']}")
+    return claims
+
+
+def _caveats(winner: Record, rows: list[Record]) -> list[str]:
+    caveats = []
+    if close := contenders(winner, rows):
+        names = listing(f"{code(row['path'])} in {row['precision']}" for row in close)
+        caveats.append(f"This run cannot tell it from {names}: the intervals overlap.")
+    if winner["path"] == BASELINE:
+        others = any(row["path"] != BASELINE for row in rows)
+        caveats.append("No path beats eager here." if others else "No other path has a speed here.")
+    elif winner["speedup_vs_eager"] is None:
+        caveats.append("Eager has no speed at that batch and precision to compare with.")
+    caveats.append("Parity passed." if winner["parity"] == "pass" else "Its parity was not checked.")
+    caveats += [f"{name} is marked {row['status']}." for name, row in _behind(winner, rows) if row["status"] != "valid"]
+    return caveats
+
+
+def _behind(winner: Record, rows: list[Record]) -> list[tuple[str, Record]]:
+    """The rows that the figures of the winner's sentence come from."""
+    eager = [row for row in rows if row["path"] == BASELINE and row["precision"] in (winner["precision"], "fp32")]
+    named = [(f"The baseline, eager in {row['precision']},", row) for row in eager if row is not winner]
+    return [("Its row", winner), *named]
