@@ -1,0 +1,271 @@
+"""The `resbench` command: argument handling only. Imports no torch."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from bench import isolation, journal, junit, listings, runner
+from bench.options import AXIS_OPTIONS, OUTPUT_OPTIONS, Exit, duration, epilog, exit_code, grouped
+from bench.output import Output
+from bench.progress import Watch
+from bench.sweep import Axes, expand, load_preset, max_batch_cases
+from bench.types import Case, Plan, Run
+
+DEFAULT_PRESETS = {"cuda": "quick", "cpu": "cpu-quick"}
+LISTS = {"paths": listings.paths, "presets": listings.presets, "models": listings.models}
+WITH_RESUME = frozenset({"resume", "budget", "quiet", "as_json"})  # the journal holds everything else
+
+_NEW_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_RUN_DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
+
+
+class Refused(click.ClickException):
+    """What was asked for cannot be done: one paragraph, no traceback."""
+
+    exit_code = Exit.USAGE
+
+
+class Commands(click.Group):
+    """Every command ends with one of the documented exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(Exit.FAILED)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("resbench")
+    except metadata.PackageNotFoundError:
+        return "(not installed: run from its source tree)"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(_version(), message="resbench %(version)s")
+def main() -> None:
+    """Which way of running this ResNet is fastest, is it still right, and why?"""
+
+
+@main.command(
+    epilog=epilog(
+        "resbench run",
+        "resbench run --preset h200 --budget 8m --out reports/h200",
+        "resbench run --preset quick --depths 18,50 --batch-sizes 1,32 --paths eager,compile",
+        "resbench run --resume reports/h200",
+        "resbench run --preset mine.toml --json > run.json",
+    )
+)
+@click.option("--preset", metavar="NAME|FILE.toml", help="The sweep. [default: quick with a CUDA GPU, else cpu-quick]")
+@click.option("--out", type=_NEW_DIRECTORY, help="An empty or new directory. [default: reports/PRESET-TIME]")
+@grouped(AXIS_OPTIONS)
+@click.option("--find-max-batch", is_flag=True, help="Also search the largest batch that fits, per path.")
+@click.option("--budget", type=duration, help="Stop starting cases in time for this, e.g. 8m; --resume goes on.")
+@click.option("--timeout", type=duration, help="Wall time of one case, e.g. 10m. [default: the preset's]")
+@click.option("--resume", type=_RUN_DIRECTORY, help="Go on with the run in this directory: skip done, re-try failed.")
+@grouped(OUTPUT_OPTIONS)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    *,
+    preset: str | None,
+    out: Path | None,
+    find_max_batch: bool,
+    budget: float | None,
+    timeout: float | None,
+    resume: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **axes: Any,  # noqa: ANN401 - the fields of Axes
+) -> None:
+    """Benchmark: sweep, check parity, measure, and write the reports."""
+    output = Output(quiet=quiet, as_json=as_json)
+    if resume is not None:
+        _refuse_beside_resume(ctx)
+        directory, plan = resume, None
+    else:
+        plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or _found_device()], Axes(**axes))
+        if find_max_batch:
+            plan = replace(plan, cases=plan.cases + max_batch_cases(plan.cases))
+        if timeout is not None:
+            plan = replace(plan, settings=replace(plan.settings, timeout_s=timeout))
+        directory = out or Path("reports") / f"{plan.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    done = _watched(directory, plan, output, budget)
+    output.conclude(
+        done,
+        directory=directory,
+        files=[directory / journal.JOURNAL_NAME],
+        lines=[listings.overhead(done), *_unfinished(done, directory)],
+    )
+    ctx.exit(exit_code(done))
+
+
+@main.command(
+    epilog=epilog(
+        "resbench parity",
+        "resbench parity --junit parity.xml",
+        "resbench parity --precisions bf16 --paths eager,compile --modes train",
+    )
+)
+@grouped(AXIS_OPTIONS)
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
+@click.option("--out", type=_NEW_DIRECTORY, help="Keep the run in this directory. [default: keep nothing]")
+@grouped(OUTPUT_OPTIONS)
+@click.pass_context
+def parity(
+    ctx: click.Context,
+    /,
+    *,
+    junit_file: Path | None,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **axes: Any,  # noqa: ANN401 - the fields of Axes
+) -> None:
+    """Check every path against eager and fp64, without timing.
+
+    The preset `parity`, on the GPU where there is one: resnet18 at 64 px, every mode and precision.
+    """
+    output = Output(quiet=quiet, as_json=as_json)
+    plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}))
+    plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
+    with _kept(out) as directory:
+        done = _watched(directory, plan, output, budget=None)
+    output.conclude(
+        done,
+        directory=out,
+        files=[
+            *([out / journal.JOURNAL_NAME] if out else []),
+            *([junit.write(done, junit_file)] if junit_file else []),
+        ],
+        lines=_unfinished(done, out),
+        table=listings.table(listings.verdicts(done)),
+    )
+    ctx.exit(exit_code(done))
+
+
+@main.command(epilog=epilog("resbench report reports/quick-20260102-030405"))
+@click.argument("directory", type=_RUN_DIRECTORY)
+@grouped(OUTPUT_OPTIONS)
+def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
+    """Render the reports of a run again, from its journal.
+
+    Ends with 0 when they are written, whatever became of the run.
+    """
+    done = journal.read(directory)
+    Output(quiet=quiet, as_json=as_json).conclude(done, directory=directory, lines=done.notices)
+
+
+@main.command("list", epilog=epilog("resbench list paths", "resbench list presets --json"))
+@click.argument("what", type=click.Choice(tuple(LISTS)))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array on stdout.")
+def list_(*, what: str, as_json: bool) -> None:
+    """List the paths, presets or models."""
+    rows = LISTS[what]()
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json(rows)
+    else:
+        output.console().print(listings.table(rows))
+
+
+@main.command(epilog=epilog("resbench doctor", "resbench doctor --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array on stdout.")
+def doctor(*, as_json: bool) -> None:
+    """Tell what this machine can run, and why not the rest."""
+    output = Output(as_json=as_json)
+    devices = _asked("bench.doctor:examine")
+    if as_json:
+        output.json(devices)
+        return
+    console = output.console()
+    for device in devices:
+        facts = [{"fact": name, "value": value} for name, value in device["facts"].items()]
+        console.print(listings.table(facts, title=device["device"]))
+        rows, reasons = listings.capabilities(device["cells"])
+        console.print(listings.table(rows, title=f"paths on {device['device']}"))
+        for reason in reasons:
+            console.print(reason, markup=False, soft_wrap=True)
+
+
+def _plan(preset_name: str, axes: Axes) -> Plan:
+    """The plan of a preset with some axes replaced; refused where it needs a device that is not here."""
+    preset = load_preset(preset_name)
+    cases = expand(preset, axes)
+    _require_devices(cases, preset_name)
+    return Plan(
+        name=preset.name, cases=cases, settings=preset.settings, command=shlex.join(["resbench", *sys.argv[1:]])
+    )
+
+
+def _require_devices(cases: tuple[Case, ...], preset_name: str) -> None:
+    if any(case.device == "cuda" for case in cases) and _found_device() != "cuda":
+        raise ValueError(
+            f"preset {preset_name} would run on cuda, but torch finds no CUDA device here: pass --device cpu or a "
+            "preset for CPU (cpu-quick, cpu), or see what is missing with `resbench doctor`"
+        )
+
+
+def _found_device() -> str:
+    """The device to run on where nobody says."""
+    return "cuda" if _asked("bench.doctor:has_cuda") else "cpu"
+
+
+def _asked(entry: str) -> Any:  # noqa: ANN401 - whatever the entry returns
+    """The answer of a function that needs torch, from a process of its own."""
+    try:
+        return isolation.call(entry)
+    except (isolation.WorkerCrashedError, isolation.WorkerTimeoutError) as error:
+        raise ValueError(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
+
+
+def _refuse_beside_resume(ctx: click.Context) -> None:
+    given = [
+        option.opts[0]
+        for option in ctx.command.params
+        if option.name not in WITH_RESUME and ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be changed by --resume: the journal holds the plan of the run; leave it out, "
+            "or start a new run"
+        )
+
+
+def _watched(directory: Path, plan: Plan | None, output: Output, budget: float | None) -> Run:
+    with Watch(output.console()) as watch:
+        return runner.run(directory, plan, observer=watch, budget_s=budget)
+
+
+def _unfinished(done: Run, directory: Path | None) -> list[str]:
+    """How to go on, where cases are left."""
+    if not done.pending:
+        return []
+    why = done.sessions[-1].interrupted if done.sessions else ""
+    left = f"{len(done.pending)} of {len(done.plan.cases)} cases were not run{f' ({why})' if why else ''}"
+    return [f"{left}; go on with: resbench run --resume {shlex.quote(str(directory))}" if directory else left]
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Path]:
+    """The directory to run in: the one asked for, or one that is gone afterwards."""
+    if out is not None:
+        yield out
+        return
+    with TemporaryDirectory(prefix="resbench-parity-") as directory:
+        yield Path(directory)

@@ -1,0 +1,105 @@
+"""The vocabulary of the command line: types of values, groups of options and exit codes. Imports no torch."""
+
+import re
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, TypeVar, get_args
+
+import click
+
+from bench.types import Device, Run, Status
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+
+class Exit(IntEnum):
+    """How every command ends."""
+
+    VALID = 0
+    PARITY_FAILED = 1
+    USAGE = 2
+    FAILED = 3
+
+
+EXIT_CODES = {
+    Exit.VALID: "all valid (what this machine cannot run is no failure)",
+    Exit.PARITY_FAILED: "parity failed in at least one case",
+    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
+    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, unstable, throttled, ..., Ctrl-C, budget)",
+}
+
+
+def exit_code(run: Run) -> Exit:
+    """The exit code of a run: a failed parity outweighs every other failure."""
+    statuses = {result.status for result in run.results}
+    if Status.PARITY_FAILED in statuses:
+        return Exit.PARITY_FAILED
+    if run.pending or statuses - {Status.VALID, Status.UNSUPPORTED}:
+        return Exit.FAILED
+    return Exit.VALID
+
+
+# What click calls to convert a value; the function's name stands for the value in --help.
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names. Which are allowed is the sweep's to say."""
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise click.BadParameter(f"{text!r} has an empty item: separate values by single commas, e.g. train,infer")
+    return words
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers. Which are allowed is the sweep's to say."""
+    try:
+        return tuple(int(word) for word in names(text))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers: write e.g. 18,50") from None
+
+
+def duration(text: str) -> float:
+    """Seconds, or hours, minutes and seconds, e.g. `90`, `8m`, `1h30m`; gives seconds."""
+    match = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if not total:
+        raise click.BadParameter(f"{text!r} is not a time above zero: write e.g. 90s, 8m or 1h30m")
+    return float(total)
+
+
+AXIS_OPTIONS = (
+    click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
+    click.option("--modes", type=names, help="train, infer or both."),
+    click.option("--precisions", type=names, help="Of fp32, tf32, bf16, fp16."),
+    click.option("--batch-sizes", "--batch-size", type=numbers, help="Batch sizes, e.g. 1,32."),
+    click.option("--paths", type=names, help="Of `resbench list paths`; all, capable, -NAME leaves one out."),
+    click.option("--image-size", type=int, help="Height and width of the images in pixels."),
+    click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
+)
+
+OUTPUT_OPTIONS = (
+    click.option("-q", "--quiet", is_flag=True, help="Print only the names of the files written."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr."),
+)
+
+
+def grouped(options: tuple[Callable[[Command], Command], ...]) -> Callable[[Command], Command]:
+    """A decorator that adds a group of options, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def epilog(*examples: str) -> str:
+    """The end of a --help page: examples and exit codes."""
+    codes = [f"{code:d}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    return "\n\n".join(
+        f"\b\n{title}:\n  " + "\n  ".join(lines) for title, lines in (("Examples", examples), ("Exit codes", codes))
+    )

@@ -1,0 +1,77 @@
+"""What a command prints: tables for people, file names alone with --quiet, one JSON object with --json."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.options import exit_code
+from bench.types import Run
+
+_PIPE_WIDTH = 200  # columns: a log file has no width of its own, and folded tables are hard to search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How much to print, and for whom."""
+
+    quiet: bool = False
+    as_json: bool = False
+
+    def console(self) -> Console:
+        """For people: on stdout, or on stderr where stdout belongs to the JSON object."""
+        stream = sys.stderr if self.as_json else sys.stdout
+        width = None if stream.isatty() else _PIPE_WIDTH
+        return Console(file=stream, quiet=self.quiet, width=width, highlight=False)
+
+    def json(self, value: object) -> None:
+        """Print a value as JSON on stdout."""
+        click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
+
+    def conclude(
+        self,
+        run: Run,
+        *,
+        directory: Path | None,
+        files: Sequence[Path] = (),
+        lines: Sequence[str] = (),
+        table: Table | None = None,
+    ) -> None:
+        """Write the reports to `directory` unless it is None, then print how the run ended.
+
+        That is a table (the summary of the run unless another is given), the lines, and the names of the reports and
+        of the `files` that were written before.
+
+        Raises:
+            ValueError: the directory cannot be written to.
+        """
+        # pandas and matplotlib take about a second: not for --help to wait for
+        from bench.metrics import frame  # noqa: PLC0415
+        from bench.report import records, terminal, write  # noqa: PLC0415
+
+        results = frame(run)
+        written = [*files, *(write.write(directory, run) if directory else ())]
+        console = self.console()
+        if not self.as_json:
+            console.print(table or terminal.summary(results))
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
+        if self.as_json:
+            rows = [{name: _plain(value) for name, value in row.items()} for row in records.records(results)]
+            self.json({"rows": rows, "files": written, "exit_code": exit_code(run)})
+            return
+        if written:
+            console.print("wrote:")
+        for file in written:
+            click.echo(file)
+
+
+def _plain(value: object) -> object:
+    """JSON has no infinity."""
+    return "Infinity" if isinstance(value, float) and isinf(value) else value
