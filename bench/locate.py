@@ -36,7 +36,7 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
             candidate,
         )
     )
-    values = parity.last_stage_values(case.model, batch_size, case.image_size)
+    values = parity.last_stage_values(batch_size, case.image_size)
     for name, ref in wanted.items():
         limit = parity.tolerance("output@1", parity.relative_error(eager.get(name), ref), case, values)
         if not parity.relative_error(found.get(name), ref) <= limit:

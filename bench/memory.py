@@ -26,6 +26,12 @@ STEPS = 3
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
+ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a memory",
+    "std::bad_alloc",
+)
 
 
 class Stepper(Protocol):
@@ -66,6 +72,15 @@ def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes:
     if images.device.type == "cuda":
         return _measure_cuda(program, images, labels)
     return _measure_cpu(program, images, labels, baseline_bytes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of the types OutOfMemoryError, MemoryError or RuntimeError says that memory ran out."""
+    return (
+        not isinstance(error, RuntimeError)
+        or isinstance(error, torch.OutOfMemoryError)
+        or any(phrase in str(error) for phrase in ALLOCATION_FAILURES)
+    )
 
 
 def saved_storages(forward: Callable[[], Tensor], model: nn.Module) -> list[SavedStorage]:

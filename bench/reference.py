@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench import limits, parity
+from bench import limits, memory, parity
 from bench.inputs import make_model
 from bench.types import Case, Ceilings, Reference, Settings
 from resnet.paths import PATHS_BY_NAME
@@ -32,11 +32,11 @@ def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -
         try:
             files = tuple(_trajectory(case, settings, batch_size, check, state, scratch) for check in range(CHECKS))
             break
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             batch_size //= 2
-            if not batch_size:
+            if not (memory.is_out_of_memory(error) and batch_size):
                 raise
+            torch.cuda.empty_cache()
     return Reference(
         batch_size=batch_size,
         note="" if batch_size == case.batch_size else _note(case.batch_size, batch_size),
@@ -78,14 +78,14 @@ def eager(case: Case, settings: Settings, precision: Precision) -> Program:
 def _affordable_batch(case: Case, settings: Settings, ceilings: Ceilings) -> int:
     """The timed batch, halved until the fp64 reference fits memory and `settings.parity_budget_s`."""
     rate = ceilings.matmul_flops_per_s["fp64"] * _REFERENCE_EFFICIENCY
-    memory = free_bytes(case.device) * _USABLE_MEMORY
+    available = free_bytes(case.device) * _USABLE_MEMORY
     batch_size = case.batch_size
     while batch_size > 1:
         flops = limits.cost(case.model, case.mode, case.precision, batch_size, case.image_size).flops
         seconds = flops * settings.parity_steps * CHECKS / rate
         needed = limits.activation_bytes(case.model, batch_size, case.image_size, _FP64_BYTES)
         needed *= _TRANSIENT if case.mode == "train" else _INFERENCE_SHARE  # type: ignore[assignment]
-        if seconds <= settings.parity_budget_s and needed <= memory:
+        if seconds <= settings.parity_budget_s and needed <= available:
             break
         batch_size //= 2
     return batch_size

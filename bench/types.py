@@ -115,10 +115,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorError:
-    """Relative L2 error of one tensor against fp64, beside eager's at the same precision.
+    """Relative L2 error of one tensor against fp64, beside eager's at the same precision (`scale`: along the gradient).
 
-    `tensor` is e.g. `output@1`, `loss@2`, `grad:layer1.0.conv1.weight@1`, `buffer:bn1.running_mean@1`,
-    `param:fc.weight@3`; the number after @ is the step it was read after. NaN errors are stored as infinity.
+    `tensor` is e.g. `output@1`, `loss@2`, `grad:layer1.0.conv1.weight@1`, `scale:layer1.0.conv1.weight@1`,
+    `buffer:bn1.running_mean@1`, `param:fc.weight@3`; the number after @ is the step it was read after. NaN errors are
+    stored as infinity.
     """
 
     tensor: str

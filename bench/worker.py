@@ -38,12 +38,6 @@ from bench.types import (
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 
-_ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
-    "can't allocate memory",
-    "not enough memory",
-    "could not create a memory",
-    "std::bad_alloc",
-)
 _USABLE_MEMORY = 0.95  # of what is free, for a case on the CPU: it is refused memory before the machine is in trouble
 _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
@@ -82,7 +76,8 @@ def weights_problem(models: tuple[str, ...], weights: str) -> str:
 def prepare_reference(case: Case, settings: Settings, rates: Ceilings, scratch: Path) -> Reference:
     """What the case is checked against, in a process of its own: it leaves no trace in the case's memory."""
     announce("reference")
-    return reference.prepare(case, settings, rates, scratch)
+    with _own_resources(case):
+        return reference.prepare(case, settings, rates, scratch)
 
 
 def run_case(case: Case, settings: Settings, against: Reference) -> Result:
@@ -92,7 +87,7 @@ def run_case(case: Case, settings: Settings, against: Reference) -> Result:
         try:
             return run.check_and_measure()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
             return run.result(status=Status.OOM, reason=describe(error))
 
@@ -108,7 +103,7 @@ def fits(case: Case, settings: Settings) -> bool:
                 program.step(program.place(images), labels)
             timing.CLOCKS[case.device]().synchronize()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
             return False
     return True
@@ -260,11 +255,3 @@ def _own_resources(case: Case) -> Iterator[None]:
     with TemporaryDirectory(prefix="resbench-compile-", ignore_cleanup_errors=True) as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         yield
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        not isinstance(error, RuntimeError)
-        or isinstance(error, torch.OutOfMemoryError)
-        or any(phrase in str(error) for phrase in _ALLOCATION_FAILURES)
-    )

@@ -1,0 +1,190 @@
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.inputs import make_batch, make_model
+from resnet import folded
+from resnet.folded import FoldedConv2d, FoldedResNet, choices, fold
+from resnet.model import ResNet
+
+Candidate = Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]
+
+# Folding rounds the weights once more. fp64: unit roundoff 1.1e-16, fp32 6e-8, bf16 3.9e-3, over some tens of layers.
+ERRORS = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2}
+DEPTHS = ("resnet18", "resnet50")
+
+
+@pytest.fixture(scope="module", params=DEPTHS)
+def model(request: pytest.FixtureRequest) -> ResNet:
+    """With random BatchNorm parameters and statistics."""
+    return make_model(request.param, 0).eval()
+
+
+@pytest.fixture(scope="module")
+def shallow() -> ResNet:
+    return make_model("resnet18", 0).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return make_batch(2, 64, 1, "cpu")[0].contiguous(memory_format=torch.channels_last)
+
+
+def wanted(model: ResNet, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = deepcopy(model).double()(images.double())
+    return logits
+
+
+def relative(out: Tensor, ref: Tensor) -> float:
+    return float((out.double() - ref).norm() / ref.norm())
+
+
+def run(network: FoldedResNet, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = network(images)
+    return logits
+
+
+def candidates(monkeypatch: pytest.MonkeyPatch, **calls: Candidate) -> None:
+    monkeypatch.setattr(folded, "_CANDIDATES", {"cpu": calls})
+
+
+def make_fastest(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Replace the clock: the candidate of this name wins wherever it runs."""
+
+    def median(call: Callable[[], Tensor], _: torch.device) -> float:
+        (candidate,) = call.__defaults__ or ()
+        return 1.0 if candidate.__name__ == method else 2.0
+
+    monkeypatch.setattr(folded, "_median_ms", median)
+
+
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+def test_the_folded_network_computes_what_eager_does(model: ResNet, dtype: torch.dtype, images: Tensor) -> None:
+    logits = run(fold(model, dtype), images)
+    assert logits.dtype == dtype
+    assert relative(logits, wanted(model, images)) < ERRORS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+def test_its_choice_does_not_change_the_second_call(shallow: ResNet, dtype: torch.dtype, images: Tensor) -> None:
+    network = fold(shallow, dtype)
+    assert relative(run(network, images), run(network, images).double()) < ERRORS[dtype]
+
+
+def test_every_convolution_records_its_choice(model: ResNet, images: Tensor) -> None:
+    network = fold(model, torch.float32)
+    assert choices(network) == {}
+    run(network, images)
+    made = choices(network)
+    assert list(made) == [name for name, module in network.named_modules() if isinstance(module, FoldedConv2d)]
+    assert len(made) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert {choice.partition(";")[0] for choice in made.values()} <= {"separate", "onednn-fused"}
+
+
+def test_the_stem_and_the_projections_stay_off_the_fused_calls(
+    model: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[FoldedConv2d] = []
+
+    def fused(conv: FoldedConv2d, x: Tensor, residual: Tensor | None) -> Tensor:
+        tried.append(conv)
+        return conv._separate(x, residual)
+
+    candidates(monkeypatch, fused=fused)
+    network = fold(model, torch.float32)
+    run(network, images)
+    off = {name for name, module in network.named_modules() if isinstance(module, FoldedConv2d) and module not in tried}
+    assert off == {"conv1", *(name for name, _ in network.named_modules() if name.endswith("downsample"))}
+    assert {choices(network)[name] for name in off} == {"separate"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("method", "choice"), [("_separate", "separate"), ("_onednn", "onednn-fused")])
+def test_the_fastest_candidate_is_kept_and_right(
+    model: ResNet, images: Tensor, dtype: torch.dtype, method: str, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fastest(monkeypatch, method)
+    network = fold(model, dtype)
+    for _ in range(2):  # the choosing call and one after it
+        assert relative(run(network, images), wanted(model, images)) < ERRORS[dtype]
+    convs = [module for module in network.modules() if isinstance(module, FoldedConv2d)]
+    assert {conv.choice for conv in convs if conv.fusable} == {choice}
+    assert {conv.choice for conv in convs if not conv.fusable} == {"separate"}
+
+
+def test_a_candidate_that_refuses_is_named_with_its_reason(
+    shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise RuntimeError("no engine for this shape. Set a variable to see more\nand a trace")
+
+    candidates(monkeypatch, broken=refuse)
+    network = fold(shallow, torch.float32)
+    assert relative(run(network, images), wanted(shallow, images)) < ERRORS[torch.float32]
+    made = choices(network)
+    assert made["conv1"] == "separate"
+    assert made["layer1.0.convs.0"] == "separate; broken refused: no engine for this shape"
+
+
+def test_a_candidate_with_a_mistake_in_it_is_not_refused_in_silence(
+    shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: object) -> Tensor:
+        raise TypeError("not a tensor")
+
+    candidates(monkeypatch, mistaken=mistaken)
+    with pytest.raises(TypeError, match="not a tensor"):
+        run(fold(shallow, torch.float32), images)
+
+
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+def test_the_model_is_left_as_it_was(dtype: torch.dtype, images: Tensor) -> None:
+    model = make_model("resnet18", 0).train()
+    before = deepcopy(model.state_dict())
+    network = fold(model, dtype)
+    run(network, images)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.fill_(7.0)
+    assert model.training
+    assert model.state_dict().keys() == before.keys()
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_convolution_is_convolution_and_norm(affine: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, dilation=2, bias=bias)
+    norm = nn.BatchNorm2d(6, affine=affine, eps=0.1).eval()
+    for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        if tensor is not None:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    layer = FoldedConv2d(conv, norm, relu=False, dtype=torch.float64, fusable=False)
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    with torch.inference_mode():
+        ref = norm.double()(conv.double()(x))
+        assert relative(layer(x), ref) < ERRORS[torch.float64]
+        residual = torch.randn_like(ref)
+        assert relative(layer(x, residual), ref + residual) < ERRORS[torch.float64]
+
+
+def test_a_norm_without_running_statistics_cannot_be_folded(shallow: ResNet) -> None:
+    model = deepcopy(shallow)
+    model.bn1 = nn.BatchNorm2d(64, track_running_stats=False)
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        fold(model, torch.float32)
+
+
+def test_padding_by_name_cannot_be_folded(shallow: ResNet) -> None:
+    model = deepcopy(shallow)
+    model.conv1 = nn.Conv2d(3, 64, 7, padding="same")
+    with pytest.raises(ValueError, match="'same'"):
+        fold(model, torch.float32)
