@@ -45,13 +45,19 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
     the returned run's last session says so.
 
     Raises:
-        ValueError: the directory cannot be used, or the cases are for several devices; the message says what to do.
+        ValueError: the directory cannot be used, the cases are for several devices, or the weights do not fit the
+            models; the message says what to do, and nothing is written.
+        WorkerError: the device could not be surveyed.
     """
     began, started_at = monotonic(), _now()
+    if plan is not None:
+        _check_plan(plan)
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
         TemporaryDirectory(prefix="resbench-reference-") as scratch,
     ):
+        if plan is None:
+            _check_plan(journal.plan)  # the weights may be gone
         for notice in journal.notices:
             observer.notice(notice)
         deadline = None if budget_s is None else began + budget_s
@@ -77,7 +83,7 @@ class _Sitting:
 
     def run(self) -> str:
         """Run what is pending; why it stopped early, if it did."""
-        device = _only_device(self.plan)
+        device = self.plan.cases[0].device
         environment: Environment = call("bench.worker:survey", device, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(environment)
         done = self.journal.done(environment.hash)
@@ -98,7 +104,12 @@ class _Sitting:
             result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
             if not missing:
                 self.took_s[case.path] = max(self.took_s.get(case.path, 0.0), monotonic() - began)
-            result = replace(result, cost=cost, finished_at=_now(), environment_hash=environment.hash)
+            result = replace(
+                result,
+                cost=cost if case.kind == "measure" else None,
+                finished_at=_now(),
+                environment_hash=environment.hash,
+            )
             self.journal.append(result)
             self.observer.case_finished(result)
         return ""
@@ -212,14 +223,18 @@ _PROCEDURES: dict[str, _Procedure] = {
 }
 
 
-def _only_device(plan: Plan) -> str:
-    """The device of all cases: figures of one run are compared, and that takes one device."""
+def _check_plan(plan: Plan) -> None:
+    """Refuse what cannot be run; loading the weights takes torch, hence a worker."""
     devices = sorted({case.device for case in plan.cases})
-    if len(devices) != 1:
+    if len(devices) != 1:  # figures of one run are compared, and that takes one device
         raise ValueError(
             f"a run is for one device, and this plan is for {' and '.join(devices) or 'none'}: pass --device"
         )
-    return devices[0]
+    if plan.settings.weights:
+        models = tuple(dict.fromkeys(case.model for case in plan.cases))
+        problem: str = call("bench.worker:weights_problem", models, plan.settings.weights, timeout_s=_SURVEY_TIMEOUT_S)
+        if problem:
+            raise ValueError(problem)
 
 
 def _now() -> str:

@@ -88,7 +88,7 @@ def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
     """Run until the medians of successive windows agree or the budget ends: (steady, ms of a step by then)."""
     times: list[float] = []
     deadline = perf_counter() + settings.warmup_budget_s
-    while perf_counter() < deadline and not is_steady(times, _WINDOW, _STEADY):
+    while not times or (perf_counter() < deadline and not is_steady(times, _WINDOW, _STEADY)):
         times += clock.sample(step, _WINDOW if times else 1)
     return is_steady(times, _WINDOW, _STEADY), min(times[-_WINDOW:])
 
@@ -100,10 +100,10 @@ def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> 
     """
     chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))
     samples: list[float] = []
-    start = perf_counter()
+    deadline = perf_counter() + settings.sample_budget_s
     done = False
     sampling_s = 0.0
-    while not done and perf_counter() - start < settings.sample_budget_s and len(samples) < _MAX_SAMPLES:
+    while not samples or (not done and perf_counter() < deadline and len(samples) < _MAX_SAMPLES):
         before = perf_counter()
         samples += clock.sample(step, chunk)
         sampling_s += perf_counter() - before

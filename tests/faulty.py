@@ -1,0 +1,91 @@
+"""What goes wrong in workers, and a little that goes right: entries for the tests of `bench.isolation`."""
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import isolation
+from bench.types import Case
+
+LOADED_BEFORE = frozenset(sys.modules)  # when the worker came to its entry
+
+
+def add(one: int, other: int) -> int:
+    return one + other
+
+
+def inherited() -> dict[str, bool]:
+    """What a worker has before it imports anything itself."""
+    import torch  # noqa: PLC0415 - the parent imports this module, and it must not get torch with it
+
+    return {
+        "torch": "torch" in LOADED_BEFORE,
+        "entries": "bench.worker" in LOADED_BEFORE,
+        "cuda": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
+        "group": os.getpgid(0) == os.getpid(),
+    }
+
+
+def complain() -> None:
+    isolation.announce("digging")
+    raise KeyError("no such bone\nand a second line")
+
+
+def segfault() -> None:
+    isolation.announce("digging")
+    ctypes.string_at(0)
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(code: int, politely: bool) -> None:
+    if politely:
+        sys.exit(code)
+    os._exit(code)
+
+
+def hang(pids: Path) -> None:
+    """Start a child, write both process ids to `pids`, and sleep."""
+    child = subprocess.Popen(["sleep", "1000"])  # noqa: S607 - wherever sleep is
+    isolation.announce("digging")
+    half = pids.with_suffix(".half")
+    half.write_text(f"{os.getpid()} {child.pid}")
+    half.rename(pids)
+    time.sleep(1000)
+
+
+def stop_in_the_middle_of_its_answer() -> None:
+    connection = isolation._connection
+    assert connection is not None
+    os.write(connection.fileno(), (1000).to_bytes(4) + b"the first of a thousand bytes")
+    os._exit(7)
+
+
+def shout(words: str) -> None:
+    print(words)  # noqa: T201
+    os.write(2, b"and from C\n")
+
+
+def litter() -> str:
+    """Leave a temporary file behind and hang: the way to it goes through the phase."""
+    _, name = tempfile.mkstemp()
+    isolation.announce(name)
+    time.sleep(1000)
+    return name
+
+
+def own_resources(case: Case) -> tuple[int, str, list[str]]:
+    """Of a case in its worker: the limit of its memory, its compile cache, and what is in there before it begins."""
+    from bench import worker  # noqa: PLC0415 - imports torch
+
+    with worker._own_resources(case):
+        cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        return resource.getrlimit(resource.RLIMIT_DATA)[0], cache, [entry.name for entry in Path(cache).iterdir()]

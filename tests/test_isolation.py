@@ -1,0 +1,158 @@
+"""Workers that answer, and workers that do anything but."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import children, command_line, lives, wait_until
+
+from bench.isolation import WorkerCrashedError, WorkerTimeoutError, announce, call, describe
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+
+def test_value_comes_back() -> None:
+    assert call("faulty:add", 2, 3) == 5
+
+
+def test_worker_inherits_torch_and_has_no_cuda_context() -> None:
+    assert call("faulty:inherited") == {"torch": True, "entries": True, "cuda": False, "group": True}
+
+
+def test_exception_is_told_with_its_phase() -> None:
+    phases: list[str] = []
+    with pytest.raises(WorkerCrashedError) as told:
+        call("faulty:complain", on_phase=phases.append)
+    assert str(told.value) == r"KeyError: 'no such bone\nand a second line' during digging"
+    assert phases == ["digging"]
+
+
+@pytest.mark.parametrize(("entry", "arguments", "cause"), [
+    ("segfault", (), "SIGSEGV during digging"),
+    ("kill_itself", (), "SIGKILL during start-up"),
+    ("stop_in_the_middle_of_its_answer", (), "exit code 7 during start-up"),
+    ("no_such_entry", (), "AttributeError: module 'faulty' has no attribute 'no_such_entry' during start-up"),
+    ("add", (1, "2"), "TypeError: unsupported operand type(s) for +: 'int' and 'str' during start-up"),
+])  # fmt: skip
+def test_death_is_told_by_its_cause(entry: str, arguments: tuple[object, ...], cause: str) -> None:
+    with pytest.raises(WorkerCrashedError) as told:
+        call(f"faulty:{entry}", *arguments)
+    assert str(told.value) == cause
+
+
+@pytest.mark.parametrize("politely", [True, False])
+@pytest.mark.parametrize("code", [0, 3])
+def test_leaving_without_an_answer_is_a_crash(code: int, politely: bool) -> None:
+    with pytest.raises(WorkerCrashedError, match=rf"^exit code {code} during start-up$"):
+        call("faulty:leave", code, politely)
+
+
+def test_hang_is_ended_with_all_its_children(tmp_path: Path) -> None:
+    with pytest.raises(WorkerTimeoutError, match=r"^no result within 3 s, during digging$"):
+        call("faulty:hang", tmp_path / "pids", timeout_s=3.0)
+    worker, child = map(int, (tmp_path / "pids").read_text().split())
+    assert not lives(worker)
+    wait_until(lambda: not lives(child), "the end of the worker's child")
+
+
+def test_call_that_is_interrupted_ends_its_worker(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    def interrupt(_: str) -> None:
+        wait_until(pids.exists, "the worker's start")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call("faulty:hang", pids, on_phase=interrupt)
+    worker, child = map(int, pids.read_text().split())
+    wait_until(lambda: not lives(worker) and not lives(child), "the end of the worker and its child")
+
+
+def test_output_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    call("faulty:shout", "wow", log=log)
+    call("faulty:shout", "wow again", log=log)
+    with pytest.raises(WorkerCrashedError):
+        call("faulty:segfault", log=log)
+    text = log.read_text()
+    for words in ("wow\n", "and from C\n", "wow again\n", "Fatal Python error: Segmentation fault", "in segfault"):
+        assert words in text
+    call("faulty:shout", "nobody hears")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_temporary_files_of_a_killed_worker_are_gone() -> None:
+    phases: list[str] = []
+    with pytest.raises(WorkerTimeoutError):
+        call("faulty:litter", timeout_s=3.0, on_phase=phases.append)
+    (left,) = phases
+    assert Path(left).parent.name.startswith("resbench-worker-")
+    assert not Path(left).parent.exists()
+
+
+def test_announcing_outside_a_worker_does_nothing() -> None:
+    announce("nobody listens")
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (ValueError("first\nsecond"), "ValueError: first"), (ValueError(), "ValueError"), (OSError(" \n "), "OSError"),
+])  # fmt: skip
+def test_describe(error: Exception, line: str) -> None:
+    assert describe(error) == line
+
+
+def python(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_parent_never_imports_torch() -> None:
+    code = "from bench.isolation import call; import sys; print(call('faulty:add', 2, 3), 'torch' in sys.modules)"
+    assert python(code).communicate()[0] == "5 False\n"
+
+
+def test_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    parent = python(
+        f"from bench.isolation import call; from pathlib import Path; call('faulty:hang', Path({str(pids)!r}))"
+    )
+    wait_until(pids.exists, "the worker's start")
+    worker, child = map(int, pids.read_text().split())
+    assert lives(worker)
+    parent.kill()
+    wait_until(lambda: not lives(worker) and not lives(child), "the end of the worker and its child")
+    parent.communicate()
+
+
+BROKEN = {
+    "ImportError": "ImportError: libgone.so",  # the server swallows it and each worker meets it again
+    "OSError": "the server of workers died while importing torch (EOFError: unexpected EOF)",
+}
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_torch_that_cannot_be_imported_is_told(tmp_path: Path, error: str) -> None:
+    (tmp_path / "torch.py").write_text(f"raise {error}('libgone.so')\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "bench", "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 3
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: torch does not work here: {BROKEN[error]}")
+    assert "try `python -c 'import torch'`" in last
+
+
+def test_ctrl_c_while_torch_is_imported_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "bench", "doctor"]
+    parent = subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: [pid for pid in children(parent.pid) if "forkserver" in command_line(pid)], "the server's start")
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to everybody in the foreground
+    _, said = parent.communicate()
+    assert (parent.returncode, said) == (3, "Stopped.\n")

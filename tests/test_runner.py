@@ -1,0 +1,487 @@
+"""The sweep over workers that a test makes up, and once over real ones."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
+
+from bench import runner
+from bench.isolation import WorkerCrashedError, WorkerTimeoutError
+from bench.journal import read
+from bench.types import Case, Cost, Environment, Plan, Reference, Result, Run, Settings, Status
+
+COST = Cost(flops=7, bytes=8)
+CPU_CASE = replace(CASE, device="cpu")
+PATHS = ("eager", "channels_last", "compile")
+CASES = tuple(replace(CPU_CASE, path=path) for path in PATHS)
+
+
+def plan(*cases: Case, **settings: object) -> Plan:
+    return Plan(name="made-up", cases=cases or CASES, settings=Settings(**settings))  # type: ignore[arg-type]
+
+
+class Observer:
+    """Keeps all that it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def started(self, plan: Plan, pending: int) -> None:
+        self.heard.append(f"started {plan.name} {pending}")
+
+    def notice(self, text: str) -> None:
+        self.heard.append(f"notice {text}")
+
+    def case_started(self, case: Case, number: int) -> None:
+        self.heard.append(f"case {number} {case.path}")
+
+    def phase(self, case: Case, phase: str) -> None:
+        self.heard.append(f"phase {case.path} {phase}")
+
+    def case_finished(self, result: Result) -> None:
+        self.heard.append(f"finished {result.case.path} {result.status}")
+
+
+class Workers:
+    """Stands in for `bench.isolation.call` and for the clock; every worker's time is made up as well."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.takes_s = 0.0  # of a measured case
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
+        self.environment = ENVIRONMENT
+        self.missing: dict[str, str] = {}  # by path
+        self.measure: Callable[[Case], Result] = result
+        self.fits: Callable[[int], bool] = lambda batch_size: batch_size <= 5
+        self.weights_problem = ""
+        self.references: list[Path] = []
+
+    def call(
+        self,
+        entry: str,
+        *arguments: object,
+        timeout_s: float,
+        log: Path | None = None,
+        on_phase: Callable[[str], None] = lambda _: None,
+    ) -> object:
+        name = entry.removeprefix("bench.worker:")
+        self.calls.append((name, arguments))
+        assert timeout_s > 0
+        if log is not None:
+            log.write_text("what the worker said")
+        if name in ("run_case", "fits"):
+            on_phase("build")
+        return getattr(self, f"_{name}")(*arguments)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def names(self, *left_out: str) -> list[str]:
+        return [name for name, _ in self.calls if name not in left_out]
+
+    def paths_run(self) -> list[str]:
+        return [case.path for name, (case, *_) in self.calls if name == "run_case" and isinstance(case, Case)]
+
+    def _survey(self, device: str) -> Environment:
+        assert device == "cpu"
+        return self.environment
+
+    def _ceilings(self, _: str) -> object:
+        return CEILINGS
+
+    def _inspect(self, cases: tuple[Case, ...]) -> object:
+        return {case.key: (COST, self.missing.get(case.path, "")) for case in cases}
+
+    def _weights_problem(self, *_: object) -> str:
+        return self.weights_problem
+
+    def _prepare_reference(self, case: Case, _: Settings, rates: object, scratch: Path) -> Reference:
+        assert rates == CEILINGS
+        self.now_s += 2.0
+        file = scratch / f"{len(self.references)}.pt"
+        file.write_text(case.key)
+        self.references.append(file)
+        return Reference(batch_size=case.batch_size, note="", files=(str(file),), eager_errors=({},))
+
+    def _run_case(self, case: Case, _: Settings, against: Reference) -> Result:
+        assert all(Path(file).exists() for file in against.files), "a reference is there as long as it is needed"
+        self.now_s += self.takes_s
+        return self.measure(case)
+
+    def _fits(self, case: Case, _: Settings) -> bool:
+        return self.fits(case.batch_size)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    workers = Workers()
+    monkeypatch.setattr(runner, "call", workers.call)
+    monkeypatch.setattr(runner, "monotonic", workers.monotonic)
+    return workers
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def sit(directory: Path, made: Plan | None = None, budget_s: float | None = None) -> tuple[Run, list[str]]:
+    observer = Observer()
+    return runner.run(directory, made, observer=observer, budget_s=budget_s), observer.heard
+
+
+def statuses(run: Run) -> list[str]:
+    return [f"{result.case.path} {result.status}" for result in run.results]
+
+
+def lines(directory: Path, kind: str) -> int:
+    return (directory / "results.jsonl").read_text().count(f'{{"type":"{kind}"')
+
+
+# --- order, rows and what is heard ------------------------------------------------------------------------------------
+
+
+def test_plan_is_run_in_its_order_and_heard_of(workers: Workers, directory: Path) -> None:
+    cases = (CASES[2], CASES[0], CASES[1])
+    run, heard = sit(directory, plan(*cases))
+    assert workers.paths_run() == ["compile", "eager", "channels_last"]
+    assert statuses(run) == ["compile valid", "eager valid", "channels_last valid"]
+    assert heard[:7] == [
+        "started made-up 3", "case 1 compile", "phase compile reference", "phase compile start-up",
+        "phase compile build", "finished compile valid", "case 2 eager",
+    ]  # fmt: skip
+    assert run.pending == ()
+    assert run.environment == ENVIRONMENT
+    assert run.ceilings == CEILINGS
+    assert (run.sessions[-1].interrupted, run.sessions[-1].wall_s) == ("", 2.0)
+
+
+def test_rows_carry_cost_environment_and_time(workers: Workers, directory: Path) -> None:
+    workers.measure = lambda case: replace(result(case), cost=None, environment_hash="", finished_at="")
+    run, _ = sit(directory, plan())
+    for row in run.results:
+        assert (row.cost, row.environment_hash) == (COST, ENVIRONMENT.hash)
+        assert row.finished_at.endswith("+00:00")
+
+
+def test_unsupported_case_is_a_row_without_a_worker(workers: Workers, directory: Path) -> None:
+    workers.missing = {"eager": "needs luck"}
+    run, heard = sit(directory, plan())
+    assert statuses(run) == ["eager unsupported", "channels_last valid", "compile valid"]
+    assert (run.results[0].reason, run.results[0].cost) == ("needs luck", COST)
+    assert workers.paths_run() == ["channels_last", "compile"]
+    assert "case 1 eager" in heard
+    assert "finished eager unsupported" in heard
+
+
+FAILURES: dict[str, tuple[Exception, Status]] = {
+    "crash": (WorkerCrashedError("SIGSEGV during sampling"), Status.CRASHED),
+    "hang": (WorkerTimeoutError("no result within 600 s, during first call"), Status.TIMEOUT),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+@pytest.mark.parametrize("entry", ["_run_case", "_prepare_reference"])
+def test_worker_that_fails_costs_one_case(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch, what: str, entry: str
+) -> None:
+    error, status = FAILURES[what]
+    right = getattr(workers, entry)
+
+    def fail(case: Case, *rest: object) -> object:
+        if case.path == "channels_last" or entry == "_prepare_reference":
+            monkeypatch.setattr(workers, entry, right)
+            raise error
+        return right(case, *rest)
+
+    monkeypatch.setattr(workers, entry, fail)
+    run, _ = sit(directory, plan())
+    hit = "channels_last" if entry == "_run_case" else "eager"
+    assert statuses(run) == [f"{path} {status if path == hit else 'valid'}" for path in PATHS]
+    (row,) = (row for row in run.results if row.case.path == hit)
+    assert (row.reason, row.measurement, row.cost) == (str(error), None, COST)
+
+
+def test_out_of_memory_is_a_row_and_the_batch_size_stays(workers: Workers, directory: Path) -> None:
+    workers.measure = lambda case: failed(case, Status.OOM, "tried 2 GiB") if case.path == "eager" else result(case)
+    run, _ = sit(directory, plan())
+    assert statuses(run) == ["eager oom", "channels_last valid", "compile valid"]
+    assert run.results[0].case == CASES[0]
+
+
+def test_logs_are_kept_for_failed_cases_only(workers: Workers, directory: Path) -> None:
+    def measure(case: Case) -> Result:
+        if case.path == "compile":
+            raise WorkerCrashedError("SIGKILL during build")
+        return failed(case, Status.OOM, "full") if case.path == "channels_last" else result(case)
+
+    workers.measure = measure
+    sit(directory, plan())
+    logs = {log.name: log.read_text() for log in (directory / "logs").iterdir()}
+    assert logs == {f"{case.key}.log": "what the worker said" for case in CASES[1:]}
+
+
+def test_phases_before_the_worker_are_in_the_row(workers: Workers, directory: Path) -> None:
+    workers.takes_s = 5.0
+    run, _ = sit(directory, plan())
+    first, second, _ = run.results
+    assert first.phases_s == {"reference": 2.0, **result().phases_s}
+    assert "reference" not in second.phases_s, "shared"
+
+
+def test_start_up_is_timed_up_to_the_first_phase(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(entry: str, *arguments: object, **options: object) -> object:
+        if entry.endswith("run_case"):
+            workers.now_s += 0.75
+        return Workers.call(workers, entry, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "call", call)
+    workers.measure = lambda case: result(case, phases_s={"build": 1.0})
+    run, _ = sit(directory, plan())
+    assert [row.phases_s for row in run.results] == [
+        {"reference": 2.0, "start-up": 0.75, "build": 1.0}, *[{"start-up": 0.75, "build": 1.0}] * 2,
+    ]  # fmt: skip
+
+
+# --- references -------------------------------------------------------------------------------------------------------
+
+
+def test_reference_is_made_once_a_cell(workers: Workers, directory: Path) -> None:
+    cells = [replace(case, batch_size=batch) for batch in (8, 4) for case in CASES]
+    sit(directory, plan(*cells, replace(CASES[0], precision="bf16"), replace(CASES[0], kind="parity")))
+    asked = [arguments[0] for name, arguments in workers.calls if name == "prepare_reference"]
+    assert asked == [CASES[0], replace(CASES[0], batch_size=4), replace(CASES[0], precision="bf16")]
+
+
+def test_old_references_make_room(workers: Workers, directory: Path) -> None:
+    there: list[int] = []
+
+    def measure(case: Case) -> Result:
+        there.append(sum(file.exists() for file in workers.references))
+        return result(case)
+
+    workers.measure = measure
+    cells = [replace(CASES[0], batch_size=batch) for batch in range(1, 8)]
+    sit(directory, plan(*cells, replace(CASES[1], batch_size=1)))
+    assert there == [1, 2, 3, 4, 4, 4, 4, 4]
+    assert len(workers.references) == 8, "the forgotten one is made again"
+    assert not any(file.exists() for file in workers.references), "gone with the run"
+
+
+def test_file_that_a_kept_reference_shares_stays(
+    workers: Workers, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Precisions share their fp64 trajectory."""
+    shared = tmp_path / "shared.pt"
+    shared.write_text("fp64")
+    made = workers._prepare_reference
+
+    def prepare(*arguments: object) -> Reference:
+        reference = made(*arguments)  # type: ignore[arg-type]
+        return replace(reference, files=(*reference.files, str(shared)))
+
+    monkeypatch.setattr(workers, "_prepare_reference", prepare)
+    run, _ = sit(directory, plan(*(replace(CASES[0], batch_size=batch) for batch in range(1, 8))))
+    assert len(run.results) == 7
+    assert shared.exists()
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+
+def test_budget_stops_before_it_is_spent_and_resume_goes_on(workers: Workers, directory: Path) -> None:
+    workers.takes_s = 10.0
+    run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
+    assert statuses(run) == ["eager valid", "channels_last valid"], "12 s and 10 s; a third would end after 32 s"
+    assert [case.path for case in run.pending] == ["compile"]
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases not started"
+    assert heard[-1] == "notice stopped: the budget is spent: 1 cases not started"
+    assert run.sessions[-1].wall_s <= 25.0
+    run, heard = sit(directory, None)
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
+    assert workers.paths_run() == ["eager", "channels_last", "compile"], "none twice"
+    assert heard[0] == "started made-up 1"
+    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 cases not started", ""]
+    assert workers.names().count("ceilings") == 1
+
+
+@pytest.mark.usefixtures("workers")
+def test_budget_too_short_for_any_case_runs_none(directory: Path) -> None:
+    run, _ = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=9.0)
+    assert (run.results, len(run.pending)) == ((), 3)
+
+
+def test_budget_does_not_stop_rows_that_take_no_time(workers: Workers, directory: Path) -> None:
+    workers.missing = {"eager": "needs luck"}
+    run, _ = sit(directory, plan(), budget_s=1.0)
+    assert statuses(run) == ["eager unsupported"]
+
+
+def test_ctrl_c_keeps_what_is_measured(workers: Workers, directory: Path) -> None:
+    def measure(case: Case) -> Result:
+        if case.path == "channels_last":
+            raise KeyboardInterrupt
+        return result(case)
+
+    workers.measure = measure
+    run, heard = sit(directory, plan())
+    assert statuses(run) == ["eager valid"]
+    assert run.sessions[-1].interrupted == "Ctrl-C"
+    assert heard[-1] == "notice stopped: Ctrl-C"
+    workers.measure = result
+    run, _ = sit(directory, None)
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
+    assert workers.paths_run() == ["eager", "channels_last", "channels_last", "compile"]
+
+
+def test_ctrl_c_before_the_first_case(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: str) -> Environment:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_survey", interrupt)
+    run, _ = sit(directory, plan())
+    assert (run.results, run.sessions[-1].interrupted) == ((), "Ctrl-C")
+
+
+def test_resume_tries_failed_cases_again(workers: Workers, directory: Path) -> None:
+    workers.measure = lambda case: failed(case, Status.UNSTABLE, "noise") if case.path == "eager" else result(case)
+    sit(directory, plan())
+    workers.measure = result
+    run, _ = sit(directory, None)
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
+    assert workers.paths_run() == [*PATHS, "eager"]
+
+
+def test_resume_of_a_finished_run_asks_only_where_it_is(workers: Workers, directory: Path) -> None:
+    sit(directory, plan())
+    workers.calls.clear()
+    run, heard = sit(directory, None)
+    assert workers.names() == ["survey"]
+    assert heard == ["started made-up 0"]
+    assert (len(run.results), len(run.sessions)) == (3, 2)
+
+
+def test_another_environment_is_measured_anew(workers: Workers, directory: Path) -> None:
+    sit(directory, plan())
+    workers.environment = Environment(facts={**ENVIRONMENT.facts, "torch": "2.16.0"})
+    run, _ = sit(directory, None)
+    assert workers.paths_run() == [*PATHS, *PATHS]
+    assert workers.names().count("ceilings") == 2
+    assert {row.environment_hash for row in run.results} == {workers.environment.hash}
+    assert run.notices == ("left out: 3 result(s) measured in 1 other environment(s)",)
+
+
+@pytest.mark.usefixtures("workers")
+def test_torn_line_is_told(directory: Path) -> None:
+    sit(directory, plan())
+    with (directory / "results.jsonl").open("a") as journal:
+        journal.write('{"type":"result","case":')
+    run, heard = sit(directory, None)
+    assert heard[0].startswith("notice results.jsonl: line ")
+    assert len(run.results) == 3
+    assert lines(directory, "result") == 3
+
+
+# --- the largest batch ------------------------------------------------------------------------------------------------
+
+
+def test_largest_batch_is_a_row(workers: Workers, directory: Path) -> None:
+    case = replace(CASES[0], kind="max-batch", batch_size=1)
+    run, heard = sit(directory, plan(case))
+    (row,) = run.results
+    assert (row.status, row.max_batch_size, row.measurement) == (Status.VALID, 5, None)
+    probes = [arguments[0] for name, arguments in workers.calls if name == "fits"]
+    assert probes == [replace(case, batch_size=size) for size in (1, 2, 4, 8, 6, 5)]
+    assert "prepare_reference" not in workers.names()
+    assert "phase eager batch 8" in heard
+    assert list((directory / "logs").iterdir()) == []
+
+
+def test_no_batch_that_fits_is_out_of_memory(workers: Workers, directory: Path) -> None:
+    workers.fits = lambda _: False
+    run, _ = sit(directory, plan(replace(CASES[0], kind="max-batch", batch_size=1)))
+    (row,) = run.results
+    assert (row.status, row.reason, row.max_batch_size) == (Status.OOM, "not even a batch of 1 fits", 0)
+
+
+def test_probe_that_hangs_is_a_row(workers: Workers, directory: Path) -> None:
+    def fits(batch_size: int) -> bool:
+        if batch_size == 4:
+            raise WorkerTimeoutError("no result within 600 s, during probe")
+        return True
+
+    workers.fits = fits
+    run, _ = sit(directory, plan(replace(CASES[0], kind="max-batch", batch_size=1), CASES[1]))
+    assert statuses(run) == ["eager timeout", "channels_last valid"]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cases", "words"), [((CPU_CASE, CASE), "cpu and cuda"), ((), "none")])
+def test_run_is_for_one_device(workers: Workers, directory: Path, cases: tuple[Case, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=f"this plan is for {words}: pass --device"):
+        runner.run(directory, Plan(name="mixed", cases=cases, settings=Settings()), observer=Observer())
+    assert workers.calls == []
+    assert not directory.exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(workers: Workers, directory: Path) -> None:
+    workers.weights_problem = "the weights in w.pt do not fit"
+    models = (CASES[0], replace(CASES[0], model="resnet50"), CASES[1])
+    with pytest.raises(ValueError, match=r"^the weights in w\.pt do not fit$"):
+        sit(directory, plan(*models, weights="w.pt"))
+    assert workers.calls == [("weights_problem", (("resnet18", "resnet50"), "w.pt"))]
+    assert not directory.exists()
+
+
+def test_weights_are_looked_at_again_on_resume(workers: Workers, directory: Path) -> None:
+    """They may be gone, or the path may be relative to another directory."""
+    sit(directory, plan(weights="w.pt"))
+    assert read(directory).plan.settings.weights == "w.pt", "as given"
+    written = (directory / "results.jsonl").read_bytes()
+    workers.weights_problem = "cannot read weights from w.pt"
+    with pytest.raises(ValueError, match="cannot read weights"):
+        sit(directory, None)
+    assert (directory / "results.jsonl").read_bytes() == written
+
+
+def test_random_weights_need_no_look(workers: Workers, directory: Path) -> None:
+    sit(directory, plan())
+    assert "weights_problem" not in workers.names()
+
+
+def test_survey_that_fails_ends_the_run(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_: str) -> Environment:
+        raise WorkerCrashedError("ImportError: no torch during start-up")
+
+    monkeypatch.setattr(workers, "_survey", crash)
+    with pytest.raises(WorkerCrashedError, match="no torch"):
+        sit(directory, plan())
+
+
+# --- real workers -----------------------------------------------------------------------------------------------------
+
+
+def test_tiny_sweep_with_real_workers(directory: Path) -> None:
+    cell = replace(CPU_CASE, batch_size=2, image_size=32)
+    cases = (cell, replace(cell, path="channels_last"), replace(cell, path="cuda-graph"), replace(cell, kind="parity"))
+    settings = Settings(confidence=0.99, warmup_budget_s=0.2, sample_budget_s=60.0, parity_steps=1)
+    run, _ = sit(directory, Plan(name="tiny", cases=cases, settings=settings))
+    assert statuses(run) == ["eager valid", "channels_last valid", "cuda-graph unsupported", "eager valid"]
+    eager, other, _, checked = run.results
+    assert list(eager.phases_s)[:3] == ["reference", "start-up", "build"]
+    assert list(other.phases_s)[:2] == ["start-up", "build"], "the reference is shared"
+    assert all(seconds >= 0 for row in run.results for seconds in row.phases_s.values())
+    assert eager.measurement is not None
+    assert eager.measurement.converged
+    assert (checked.measurement, checked.parity is not None) == (None, True)
+    assert run.environment is not None
+    assert {row.environment_hash for row in run.results} == {run.environment.hash}
+    assert run.ceilings is not None
+    assert run.ceilings.copy_bytes_per_s > 0
+    assert list((directory / "logs").iterdir()) == []

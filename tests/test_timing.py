@@ -1,0 +1,147 @@
+"""Warm-up, samples and the stop rule, on a clock that only steps move."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+
+import pytest
+
+from bench import timing
+from bench.stats import MINIMUM_SAMPLES
+from bench.types import Settings
+
+
+class Machine:
+    """A machine whose steps take the given times in ms, and its clock."""
+
+    def __init__(self, steps_ms: Iterable[float]) -> None:
+        self.steps_ms: Iterator[float] = iter(steps_ms)
+        self.now_s = 100.0
+        self.calls: list[float] = []  # ms of each step so far
+        self.chunks: list[int] = []  # samples asked for at once
+        self.synchronized = 0
+
+    def step(self) -> None:
+        self.calls.append(next(self.steps_ms))
+        self.now_s += self.calls[-1] / 1e3
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def sample(self, step: timing.Step, count: int) -> list[float]:
+        self.chunks.append(count)
+        begun = len(self.calls)
+        for _ in range(count):
+            step()
+        return self.calls[begun:]
+
+    def synchronize(self) -> None:
+        self.synchronized += 1
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Its steps take 10 ms unless a test says otherwise."""
+    machine = Machine(repeat(10.0))
+    monkeypatch.setattr(timing, "perf_counter", machine.perf_counter)
+    return machine
+
+
+def settings(**changes: float) -> Settings:
+    return Settings(**{"confidence": 0.01, "warmup_budget_s": 5.0, "sample_budget_s": 10.0, **changes})  # type: ignore[arg-type]
+
+
+# --- first call -------------------------------------------------------------------------------------------------------
+
+
+def test_first_call_is_one_step_between_two_synchronizations(machine: Machine) -> None:
+    machine.steps_ms = iter([2500.0])
+    assert timing.first_call(machine.step, machine) == pytest.approx(2.5)
+    assert (len(machine.calls), machine.synchronized) == (1, 2)
+
+
+# --- warm-up ----------------------------------------------------------------------------------------------------------
+
+
+def test_warm_up_ends_when_two_windows_agree(machine: Machine) -> None:
+    machine.steps_ms = chain([500.0], [40.0] * 5, [20.0] * 5, repeat(10.0))
+    steady, step_ms = timing.warm_up(machine.step, machine, settings())
+    assert (steady, step_ms) == (True, 10.0)
+    assert len(machine.calls) == 1 + 5 * 4, "two whole windows at 10 ms, after those at 40 and 20"
+
+
+def test_warm_up_that_never_settles_ends_with_its_budget(machine: Machine) -> None:
+    machine.steps_ms = (100.0 * 1.05**i for i in range(1000))
+    steady, _ = timing.warm_up(machine.step, machine, settings(warmup_budget_s=3.0))
+    assert not steady
+    assert 3.0 <= sum(machine.calls) / 1e3 < 3.0 + sum(machine.calls[-5:]) / 1e3
+
+
+def test_warm_up_gives_the_fastest_of_the_last_window(machine: Machine) -> None:
+    machine.steps_ms = chain([1.0] * 6, repeat(10.0, 4), [9.0], repeat(10.0))
+    steady, step_ms = timing.warm_up(machine.step, machine, settings(warmup_budget_s=0.05))
+    assert (steady, step_ms) == (False, 9.0)
+
+
+@pytest.mark.parametrize("budget_s", [1e-9, 0.0])
+def test_no_time_still_gives_a_step(machine: Machine, budget_s: float) -> None:
+    machine.now_s = 1e9  # a clock so late that the budget is below its resolution
+    assert timing.warm_up(machine.step, machine, settings(warmup_budget_s=budget_s)) == (False, 10.0)
+    timed = timing.measure(machine.step, machine, settings(sample_budget_s=budget_s), step_ms=10.0)
+    assert timed.samples_ms == (10.0,) * 25
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_stop_when_the_median_is_known(machine: Machine) -> None:
+    timed = timing.measure(machine.step, machine, settings(), step_ms=10.0)
+    assert timed.converged
+    assert timed.samples_ms == (10.0,) * 25
+    assert machine.chunks == [25], "a quarter of a second at once"
+    assert timed.wall_ms == pytest.approx(10.0)
+
+
+def test_samples_go_on_until_there_are_enough_to_tell(machine: Machine) -> None:
+    timed = timing.measure(machine.step, machine, settings(sample_budget_s=100.0), step_ms=1000.0)
+    assert timed.converged
+    assert machine.chunks == [1] * MINIMUM_SAMPLES
+
+
+def test_samples_that_vary_end_with_the_budget_and_all_are_kept(machine: Machine) -> None:
+    varied = [10.0 * 1.5 ** (i % 7) for i in range(10_000)]
+    machine.steps_ms = iter(varied)
+    timed = timing.measure(machine.step, machine, settings(confidence=1e-9, sample_budget_s=4.0), step_ms=10.0)
+    assert not timed.converged
+    assert timed.samples_ms == tuple(machine.calls) == tuple(varied[: len(machine.calls)]), "in order, untrimmed"
+    assert sum(timed.samples_ms[:-25]) < 4000.0 <= sum(timed.samples_ms), "the budget ends between chunks"
+
+
+def test_outliers_are_kept(machine: Machine) -> None:
+    machine.steps_ms = chain([10.0, 900.0], repeat(10.0))
+    assert timing.measure(machine.step, machine, settings(), step_ms=10.0).samples_ms[:3] == (10.0, 900.0, 10.0)
+
+
+def test_there_is_an_end_to_samples(machine: Machine) -> None:
+    machine.steps_ms = (0.1 * (1 + i % 2) for i in range(10**6))
+    timed = timing.measure(machine.step, machine, settings(confidence=1e-9), step_ms=0.1)
+    assert (len(timed.samples_ms), machine.chunks) == (5000, [2500, 2500])
+
+
+def test_wall_time_tells_what_the_device_does_not_see(machine: Machine) -> None:
+    """Where the host is slower than the device, the samples are shorter than the wall time."""
+
+    class Starved(Machine):
+        def sample(self, step: timing.Step, count: int) -> list[float]:
+            return [ms / 2 for ms in machine.sample(step, count)]
+
+    timed = timing.measure(machine.step, Starved([]), settings(), step_ms=10.0)
+    assert timed.samples_ms[0] == 5.0
+    assert timed.wall_ms == pytest.approx(10.0)
+
+
+def test_cpu_clock_times_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0, 3_000_000, 10_000_000, 10_500_000])
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: next(ticks))
+    calls: list[int] = []
+    assert timing.CpuClock().sample(lambda: calls.append(1), 2) == [3.0, 0.5]
+    assert calls == [1, 1]

@@ -1,0 +1,260 @@
+"""What becomes of a case inside its process: statuses, reasons and phases. The programs are real, and tiny."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from synthetic_runs import CEILINGS, FAILED, PASSED, TELEMETRY, measurement
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from bench import memory, worker
+from bench.isolation import call
+from bench.reference import free_bytes
+from bench.types import Case, Measurement, ParityResult, Reference, Settings, Status
+from resnet.model import build_model
+from resnet.program import Program, StepOutput
+
+CASE = Case(model="resnet18", mode="infer", precision="fp32", batch_size=2, image_size=32, path="eager", device="cpu")
+SETTINGS = Settings(confidence=0.99, warmup_budget_s=0.2, sample_budget_s=60.0, parity_steps=1)
+RATES = replace(CEILINGS, matmul_flops_per_s={"fp64": 1e12})
+HUGE = replace(CASE, batch_size=2**22, image_size=224)  # 2.3 TiB of images
+
+
+@pytest.fixture(scope="module")
+def against(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return worker.prepare_reference(CASE, SETTINGS, RATES, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(autouse=True)
+def own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No limits on the memory of the tests' own process."""
+    monkeypatch.setattr(worker, "_own_resources", lambda _: nullcontext())
+
+
+# --- status and reason ------------------------------------------------------------------------------------------------
+
+GOOD = measurement(4.0)
+BUSY = replace(TELEMETRY, other_processes=2, throttle_reasons=("sw_power_cap", "hw_slowdown"))
+PARITY_REASON = (
+    "1 of 62 tensors are wrong; the first is grad:conv1.weight@1, in layer1.0.conv1: error inf, allowed 0.004, "
+    "eager's 0.002"
+)
+COMPILER_REASON = "2 recompilations and 1 graph breaks while sampling"
+SHARED_REASON = "2 other processes on the GPU while sampling"
+UNSTABLE_REASON = "the 95 % interval of the median is not within 99.0% of it after 200 samples in 60 s"
+# from the worst to none: each has all that follow it as well
+MARKS: tuple[tuple[Status, str, ParityResult, Measurement | None], ...] = (
+    (Status.PARITY_FAILED, PARITY_REASON, FAILED, replace(
+        GOOD, recompilations=2, graph_breaks=1, telemetry=BUSY, converged=False
+    )),
+    (Status.RECOMPILED, COMPILER_REASON, PASSED, replace(
+        GOOD, recompilations=2, graph_breaks=1, telemetry=BUSY, converged=False
+    )),
+    (Status.SHARED_GPU, SHARED_REASON, PASSED, replace(GOOD, telemetry=BUSY, converged=False)),
+    (Status.THROTTLED, "sw_power_cap, hw_slowdown", PASSED, replace(
+        GOOD, telemetry=replace(BUSY, other_processes=0), converged=False
+    )),
+    (Status.UNSTABLE, UNSTABLE_REASON, PASSED, replace(GOOD, converged=False)),
+    (Status.VALID, "", PASSED, GOOD),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(len(MARKS)))
+def test_status_is_the_worst_and_has_its_reason(place: int) -> None:
+    status, reason, verdict, measured = MARKS[place]
+    assert worker._status(verdict, measured, SETTINGS) == (status, reason)
+    marks = list(worker._marks(verdict, measured, SETTINGS))
+    assert marks == [(worse, why) for worse, why, _, _ in MARKS[place:-1]]
+
+
+@pytest.mark.parametrize(("verdict", "status"), [(PASSED, Status.VALID), (FAILED, Status.PARITY_FAILED)])
+def test_status_of_a_case_that_was_only_checked(verdict: ParityResult, status: Status) -> None:
+    assert worker._status(verdict, None, SETTINGS)[0] is status
+
+
+@pytest.mark.parametrize("changes", [{"recompilations": 1}, {"graph_breaks": 1}])
+def test_either_of_the_compilers_counts_marks_the_row(changes: dict[str, int]) -> None:
+    assert worker._status(PASSED, replace(GOOD, **changes), SETTINGS)[0] is Status.RECOMPILED  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("error", "is_memory"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+    (MemoryError(), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    (RuntimeError("could not create a memory object"), True),
+    (RuntimeError("std::bad_alloc"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+])  # fmt: skip
+def test_out_of_memory_is_told_from_other_errors(error: BaseException, is_memory: bool) -> None:
+    assert memory.is_out_of_memory(error) is is_memory
+
+
+# --- a case from build to result --------------------------------------------------------------------------------------
+
+
+def test_eager_case_is_valid(against: Reference) -> None:
+    result = worker.run_case(CASE, SETTINGS, against)
+    assert (result.status, result.reason, result.case) == (Status.VALID, "", CASE)
+    assert list(result.phases_s) == ["build", "first call", "parity", "warm-up", "sampling", "memory"]
+    assert result.measurement is not None
+    assert len(result.measurement.samples_ms) >= 10
+    assert result.measurement.converged
+    assert result.measurement.memory.parameter_bytes is not None
+    assert result.measurement.memory.parameter_bytes > 4 * 11_689_512, "parameters in fp32, and buffers"
+    assert result.parity is not None
+    assert result.parity.worst.error == result.parity.worst.eager_error, "eager beside itself"
+    assert result.parity.tensors == 2, "the output of one step, before timing and after"
+
+
+def test_parity_case_is_checked_twice_and_not_timed(against: Reference) -> None:
+    result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against)
+    assert (result.status, result.measurement) == (Status.VALID, None)
+    assert result.parity is not None
+    assert result.parity.tensors == 2
+    assert list(result.phases_s) == ["build", "first call", "parity"]
+
+
+class Wrong(Program):
+    """Right for a number of steps, then its output is stuck at zero."""
+
+    right: ClassVar[int] = 0
+    steps: int = 0
+
+    def step(self, images: Tensor, labels: Tensor) -> StepOutput:
+        self.steps += 1
+        logits, loss = super().step(images, labels)
+        return StepOutput(logits if self.steps <= self.right else torch.zeros_like(logits), loss)
+
+
+@pytest.mark.parametrize(("right", "timed", "failed"), [(0, False, 1), (2, True, 1)])
+def test_wrong_output_leaves_no_speed(
+    monkeypatch: pytest.MonkeyPatch, against: Reference, right: int, timed: bool, failed: int
+) -> None:
+    """Wrong from the start it is not even timed; right in its first check and wrong in the other, its time goes."""
+    monkeypatch.setattr(Wrong, "right", right)
+    monkeypatch.setattr(worker, "Program", Wrong)
+    result = worker.run_case(CASE, SETTINGS, against)
+    assert (result.status, result.measurement) == (Status.PARITY_FAILED, None)
+    assert ("sampling" in result.phases_s) is timed
+    assert result.parity is not None
+    assert (result.parity.failed, result.parity.worst.tensor) == (failed, "output@1")
+    assert result.parity.worst.error == pytest.approx(1.0), "zeros are off by all of it"
+    assert result.reason.startswith(f"1 of {1 + timed} tensors are wrong; the first is output@1")
+
+
+def raise_in_each_step(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def step(*_: object) -> StepOutput:
+        raise error
+
+    monkeypatch.setattr(Program, "step", step)
+
+
+def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
+    raise_in_each_step(monkeypatch, torch.OutOfMemoryError("CUDA out of memory.\nlong story"))
+    result = worker.run_case(CASE, SETTINGS, against)
+    assert (result.status, result.reason) == (Status.OOM, "OutOfMemoryError: CUDA out of memory.")
+    assert list(result.phases_s) == ["build", "first call"]
+    assert not worker.fits(CASE, SETTINGS)
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
+    raise_in_each_step(monkeypatch, RuntimeError("illegal instruction"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        worker.run_case(CASE, SETTINGS, against)
+    with pytest.raises(RuntimeError, match="illegal"):
+        worker.fits(CASE, SETTINGS)
+
+
+class Recompiling(Program):
+    """Compiles a small function anew at steps 3 and later: a fresh shape each time."""
+
+    steps: int = 0
+
+    def _compile(self) -> nn.Module:
+        self.double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+        return super()._compile()
+
+    def step(self, images: Tensor, labels: Tensor) -> StepOutput:
+        self.steps += 1
+        self.double(torch.ones(self.steps))
+        return super().step(images, labels)
+
+
+def test_recompilation_while_sampling_is_told(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
+    monkeypatch.setattr(worker, "Program", Recompiling)
+    with torch._dynamo.config.patch(recompile_limit=1000):
+        result = worker.run_case(CASE, SETTINGS, against)
+    assert result.measurement is not None
+    samples = len(result.measurement.samples_ms)
+    assert result.measurement.recompilations == samples, "one a sample; those of the warm-up do not count"
+    assert result.status is Status.RECOMPILED
+    assert result.reason == f"{samples} recompilations and 0 graph breaks while sampling"
+
+
+@pytest.fixture
+def compiler_counts() -> Iterator[None]:
+    counters.clear()
+    yield
+    counters.clear()
+
+
+@pytest.mark.usefixtures("compiler_counts")
+def test_compiler_counts_follow_the_compiler() -> None:
+    def broken(x: Tensor) -> Tensor:
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    assert worker._compiler_counts() == (0, 0)
+    torch.compile(broken, backend="eager")(torch.ones(3))
+    assert worker._compiler_counts() == (2, 1)
+
+
+# --- other entries ----------------------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_cost_and_what_is_missing() -> None:
+    captured = replace(CASE, path="cuda-graph")
+    found = worker.inspect((CASE, captured))
+    assert set(found) == {CASE.key, captured.key}
+    assert found[CASE.key][1] == ""
+    assert found[captured.key][1] == "path cuda-graph needs a CUDA device, and this case runs on cpu"
+    assert found[CASE.key][0].flops > 0
+
+
+def test_weights_problem(tmp_path: Path) -> None:
+    torch.save(build_model("resnet18").state_dict(), tmp_path / "r18.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    assert worker.weights_problem(("resnet18",), str(tmp_path / "r18.pt")) == ""
+    assert "do not fit this resnet34" in worker.weights_problem(("resnet18", "resnet34"), str(tmp_path / "r18.pt"))
+    assert "not a state_dict" in worker.weights_problem(("resnet18",), str(tmp_path / "list.pt"))
+    assert "cannot read weights" in worker.weights_problem(("resnet18",), str(tmp_path / "missing.pt"))
+
+
+def test_probe_of_a_batch_in_a_real_worker() -> None:
+    """The limit on a CPU case's memory refuses at once what no machine has."""
+    assert call("bench.worker:fits", CASE, SETTINGS) is True
+    assert call("bench.worker:fits", HUGE, SETTINGS) is False
+
+
+def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> None:
+    result = call("bench.worker:run_case", HUGE, SETTINGS, against)
+    assert result.status is Status.OOM
+    assert "can't allocate memory" in result.reason
+    assert list(result.phases_s) == ["build"]
+
+
+def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
+    free = free_bytes("cpu")
+    limit, cache, entries = call("faulty:own_resources", CASE)
+    assert 0 < limit < 2 * free, "of the free memory, which others use as well"
+    assert entries == []
+    assert not Path(cache).exists(), "gone with the case"
+    assert call("faulty:own_resources", replace(CASE, device="cuda"))[0] == resource.RLIM_INFINITY
