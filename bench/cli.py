@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from bench import isolation, journal, junit, listings, runner
-from bench.options import AXIS_OPTIONS, OUTPUT_OPTIONS, Exit, duration, epilog, exit_code, grouped
+from bench.options import AXIS_OPTIONS, OUTPUT_OPTIONS, WEIGHTS_OPTION, Exit, duration, epilog, exit_code, grouped
 from bench.output import Output
 from bench.progress import Watch
 from bench.sweep import Axes, expand, load_preset, max_batch_cases
@@ -35,6 +35,12 @@ class Refused(click.ClickException):
     exit_code = Exit.USAGE
 
 
+class Failed(click.ClickException):
+    """The harness itself got no answer from a worker: one paragraph, no traceback."""
+
+    exit_code = Exit.FAILED
+
+
 class Commands(click.Group):
     """Every command ends with one of the documented exit codes."""
 
@@ -43,6 +49,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ValueError as error:
             raise Refused(str(error)) from error
+        except isolation.WorkerError as error:
+            raise Failed(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(Exit.FAILED)
@@ -73,6 +81,7 @@ def main() -> None:
 @click.option("--preset", metavar="NAME|FILE.toml", help="The sweep. [default: quick with a CUDA GPU, else cpu-quick]")
 @click.option("--out", type=_NEW_DIRECTORY, help="An empty or new directory. [default: reports/PRESET-TIME]")
 @grouped(AXIS_OPTIONS)
+@WEIGHTS_OPTION
 @click.option("--find-max-batch", is_flag=True, help="Also search the largest batch that fits, per path.")
 @click.option("--budget", type=duration, help="Stop starting cases in time for this, e.g. 8m; --resume goes on.")
 @click.option("--timeout", type=duration, help="Wall time of one case, e.g. 10m. [default: the preset's]")
@@ -85,6 +94,7 @@ def run(
     *,
     preset: str | None,
     out: Path | None,
+    weights: str | None,
     find_max_batch: bool,
     budget: float | None,
     timeout: float | None,
@@ -99,7 +109,7 @@ def run(
         _refuse_beside_resume(ctx)
         directory, plan = resume, None
     else:
-        plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or _found_device()], Axes(**axes))
+        plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or _found_device()], Axes(**axes), weights)
         if find_max_batch:
             plan = replace(plan, cases=plan.cases + max_batch_cases(plan.cases))
         if timeout is not None:
@@ -123,6 +133,7 @@ def run(
     )
 )
 @grouped(AXIS_OPTIONS)
+@WEIGHTS_OPTION
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
 @click.option("--out", type=_NEW_DIRECTORY, help="Keep the run in this directory. [default: keep nothing]")
 @grouped(OUTPUT_OPTIONS)
@@ -131,6 +142,7 @@ def parity(
     ctx: click.Context,
     /,
     *,
+    weights: str | None,
     junit_file: Path | None,
     out: Path | None,
     quiet: bool,
@@ -142,7 +154,7 @@ def parity(
     The preset `parity`, on the GPU where there is one: resnet18 at 64 px, every mode and precision.
     """
     output = Output(quiet=quiet, as_json=as_json)
-    plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}))
+    plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}), weights)
     plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
     with _kept(out) as directory:
         done = _watched(directory, plan, output, budget=None)
@@ -153,7 +165,7 @@ def parity(
             *([out / journal.JOURNAL_NAME] if out else []),
             *([junit.write(done, junit_file)] if junit_file else []),
         ],
-        lines=_unfinished(done, out),
+        lines=[*listings.unsupported(done), *_unfinished(done, out)],
         table=listings.table(listings.verdicts(done)),
     )
     ctx.exit(exit_code(done))
@@ -189,7 +201,7 @@ def list_(*, what: str, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Tell what this machine can run, and why not the rest."""
     output = Output(as_json=as_json)
-    devices = _asked("bench.doctor:examine")
+    devices = isolation.call("bench.doctor:examine")
     if as_json:
         output.json(devices)
         return
@@ -203,14 +215,13 @@ def doctor(*, as_json: bool) -> None:
             console.print(reason, markup=False, soft_wrap=True)
 
 
-def _plan(preset_name: str, axes: Axes) -> Plan:
-    """The plan of a preset with some axes replaced; refused where it needs a device that is not here."""
+def _plan(preset_name: str, axes: Axes, weights: str | None) -> Plan:
+    """The plan of a preset with some axes and the weights replaced; refused where its device is not here."""
     preset = load_preset(preset_name)
     cases = expand(preset, axes)
     _require_devices(cases, preset_name)
-    return Plan(
-        name=preset.name, cases=cases, settings=preset.settings, command=shlex.join(["resbench", *sys.argv[1:]])
-    )
+    settings = preset.settings if weights is None else replace(preset.settings, weights=weights)
+    return Plan(name=preset.name, cases=cases, settings=settings, command=shlex.join(["resbench", *sys.argv[1:]]))
 
 
 def _require_devices(cases: tuple[Case, ...], preset_name: str) -> None:
@@ -223,15 +234,7 @@ def _require_devices(cases: tuple[Case, ...], preset_name: str) -> None:
 
 def _found_device() -> str:
     """The device to run on where nobody says."""
-    return "cuda" if _asked("bench.doctor:has_cuda") else "cpu"
-
-
-def _asked(entry: str) -> Any:  # noqa: ANN401 - whatever the entry returns
-    """The answer of a function that needs torch, from a process of its own."""
-    try:
-        return isolation.call(entry)
-    except (isolation.WorkerCrashedError, isolation.WorkerTimeoutError) as error:
-        raise ValueError(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
+    return "cuda" if isolation.call("bench.doctor:has_cuda") else "cpu"
 
 
 def _refuse_beside_resume(ctx: click.Context) -> None:

@@ -196,7 +196,7 @@ def _load(path: Path) -> _Contents:
     *lines, rest = path.read_bytes().split(b"\n")
     if lines and not rest and not _well_formed(lines[-1]):
         rest = lines.pop() + b"\n"  # a power cut may keep the newline and lose the blocks before it
-    notices = (f"{path}: line {len(lines) + 1} was torn and is dropped: its case runs again",) if rest else ()
+    notices = (f"{path.name}: line {len(lines) + 1} was torn and is dropped: its case runs again",) if rest else ()
     if not lines:
         raise ValueError(f"{path} is empty, without a plan: delete it and start the run again")
     plan = _decode(lines[0], f"{path}, line 1", {"plan": Plan})

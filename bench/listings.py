@@ -1,5 +1,6 @@
 """What the commands list, as rows of plain data: the same rows become a terminal table or JSON. Imports no torch."""
 
+from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
 
@@ -7,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bench.progress import STYLES
-from bench.rows import MEASURED_PHASES
+from bench.options import STYLES
+from bench.rows import wall_and_measured_s
 from bench.sweep import expand, load_preset, preset_names
-from bench.types import Run
+from bench.types import Result, Run, Status
 from resnet.depths import DEPTHS
 from resnet.paths import PATHS
 
@@ -37,28 +38,32 @@ def models() -> Rows:
 
 
 def verdicts(run: Run) -> Rows:
-    """The parity of every case: its worst tensor beside eager's own error, and the first layer that diverges."""
-    blank = {"tensors": None, "worst tensor": "", "error": None, "eager": None, "allowed": None, "first layer": ""}
-    return [
-        {
-            "case": result.case.key,
-            "verdict": result.status.value,
-            **(
-                {
-                    "tensors": result.parity.tensors,
-                    "worst tensor": result.parity.worst.tensor,
-                    "error": result.parity.worst.error,
-                    "eager": result.parity.worst.eager_error,
-                    "allowed": result.parity.worst.tolerance,
-                    "first layer": result.parity.first_layer,
-                }
-                if result.parity
-                else blank
-            ),
-            "reason": result.reason,
-        }
-        for result in run.results
-    ]
+    """The parity of every case that can run here: its worst tensor beside eager's own error, and where it diverges."""
+    return [_verdict(result) for result in run.results if result.status is not Status.UNSUPPORTED]
+
+
+def _verdict(result: Result) -> dict[str, object]:
+    case, parity = result.case, result.parity
+    return {
+        "model": case.model,
+        "mode": case.mode,
+        "precision": case.precision,
+        "path": case.path,
+        "verdict": result.status.value,
+        "tensors": parity.tensors if parity else None,
+        "worst tensor": parity.worst.tensor if parity else "",
+        "error": parity.worst.error if parity else None,
+        "eager": parity.worst.eager_error if parity else None,
+        "allowed": parity.worst.tolerance if parity else None,
+        "first layer": parity.first_layer if parity else "",
+        "reason": result.reason,
+    }
+
+
+def unsupported(run: Run) -> list[str]:
+    """One line a reason why cases cannot run here, with their number."""
+    reasons = Counter(result.reason for result in run.results if result.status is Status.UNSUPPORTED)
+    return [f"not run here, {number} of {len(run.results)} cases: {reason}" for reason, number in reasons.items()]
 
 
 def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
@@ -77,10 +82,7 @@ def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
 
 def overhead(run: Run) -> str:
     """One line: the wall time of the run over the time inside its measured regions (warm-up and samples)."""
-    wall_s = sum(session.wall_s for session in run.sessions)
-    measured_s = sum(
-        seconds for result in run.results for phase, seconds in result.phases_s.items() if phase in MEASURED_PHASES
-    )
+    wall_s, measured_s = wall_and_measured_s(run)
     ratio = f": {wall_s / measured_s:.2f} times as long" if measured_s else ""
     return f"harness overhead: {wall_s:.1f} s of wall time for {measured_s:.1f} s of warm-up and samples{ratio}"
 

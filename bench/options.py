@@ -14,6 +14,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 
+STYLES: dict[Status, str] = {
+    Status.VALID: "green",
+    Status.PARITY_FAILED: "bold red",
+    Status.UNSTABLE: "yellow",
+    Status.THROTTLED: "yellow",
+    Status.RECOMPILED: "yellow",
+    Status.SHARED_GPU: "yellow",
+    Status.OOM: "red",
+    Status.TIMEOUT: "red",
+    Status.CRASHED: "red",
+    Status.UNSUPPORTED: "dim",
+}
+
+
 class Exit(IntEnum):
     """How every command ends."""
 
@@ -78,6 +92,12 @@ AXIS_OPTIONS = (
     click.option("--paths", type=names, help="Of `resbench list paths`; all, capable, -NAME leaves one out."),
     click.option("--image-size", type=int, help="Height and width of the images in pixels."),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
+)
+
+WEIGHTS_OPTION = click.option(
+    "--weights",
+    metavar="NAME|FILE",
+    help="Published weights by name, e.g. DEFAULT, or a state_dict file. [default: random]",
 )
 
 OUTPUT_OPTIONS = (

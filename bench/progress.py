@@ -19,21 +19,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from bench.options import STYLES
 from bench.rows import Row
 from bench.types import Case, Plan, Result, Status
 
-STYLES: dict[Status, str] = {
-    Status.VALID: "green",
-    Status.PARITY_FAILED: "bold red",
-    Status.UNSTABLE: "yellow",
-    Status.THROTTLED: "yellow",
-    Status.RECOMPILED: "yellow",
-    Status.SHARED_GPU: "yellow",
-    Status.OOM: "red",
-    Status.TIMEOUT: "red",
-    Status.CRASHED: "red",
-    Status.UNSUPPORTED: "dim",
-}
 _STATUS_WIDTH = max(len(status) for status in Status)
 _WHOLE_RUN_S = 7 * 86400.0  # cases differ too much for a short window to tell the time left
 

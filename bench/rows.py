@@ -184,6 +184,12 @@ class Row:
         return sum(seconds for phase, seconds in phases.items() if phase not in MEASURED_PHASES) if phases else None
 
 
+def wall_and_measured_s(run: Run) -> tuple[float, float]:
+    """Wall seconds of all sittings, and those inside warm-up and sampling: their ratio is the harness overhead."""
+    wall_s = sum(session.wall_s for session in run.sessions)
+    return wall_s, sum(result.phases_s.get(phase, 0.0) for result in run.results for phase in MEASURED_PHASES)
+
+
 def rows(run: Run) -> list[Row]:
     """Every result of the run, in its order, beside its eager baselines."""
     plain = [Row(result=result, ceilings=run.ceilings) for result in run.results]

@@ -99,6 +99,7 @@ RULES: dict[str, _Rule] = {
     "timeout_s": _SECONDS,
     "parity_steps": _Rule(lambda value: value >= 1, "a whole number from 1"),
     "parity_budget_s": _SECONDS,
+    "weights": _Rule(lambda _: True, "the name of published weights, or the path of a state_dict file"),
     "seed": _Rule(lambda value: value >= 0, "a whole number from 0"),
 }
 _KEYS = {

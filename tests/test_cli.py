@@ -151,6 +151,14 @@ def test_axes_and_settings_reach_the_plan(fake: FakeRunner) -> None:
     assert plan.settings == replace(load_preset("cpu").settings, timeout_s=540.0)
 
 
+@pytest.mark.parametrize("command", [CPU, ("parity", "--paths", "eager")])
+def test_weights_reach_the_plan_as_given(fake: FakeRunner, command: tuple[str, ...]) -> None:
+    assert invoke(*command).exit_code == 0
+    assert invoke(*command, "--weights", "mine/r18.pt").exit_code == 0
+    assert [plan.settings.weights for plan in fake.plans] == ["", "mine/r18.pt"]
+    assert fake.plans[1].settings == replace(fake.plans[0].settings, weights="mine/r18.pt")
+
+
 def test_find_max_batch_adds_a_case_per_path(fake: FakeRunner) -> None:
     fake.becomes = lambda case: result(case, None, max_batch_size=64) if case.kind == "max-batch" else result(case)
     ended = invoke(*CPU, "--find-max-batch")
@@ -369,6 +377,7 @@ BAD = {
     "resume elsewhere": (("--resume", "missing"), ("missing",)),
     "corrupt journal": (("--resume", "corrupt"), ("corrupt", "line 1")),
     "resume with axes": (("--resume", "used", "--paths", "eager", "--out", "new"), ("--out", "--paths", "journal")),
+    "resume with weights": (("--resume", "used", "--weights", "DEFAULT"), ("--weights", "journal")),
 }  # fmt: skip
 
 
@@ -419,14 +428,20 @@ def test_corrupt_journal_is_refused_by_report(directory: Path) -> None:
     assert "line 1" in ended.stderr
 
 
-def test_torch_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["doctor", "run", "parity"])
+@pytest.mark.parametrize("error", [isolation.WorkerCrashedError, isolation.WorkerTimeoutError])
+def test_torch_that_does_not_work_is_told(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, error: type[isolation.WorkerError]
+) -> None:
     def crash(_: str) -> None:
-        raise isolation.WorkerCrashedError("ImportError: no torch during start-up")
+        raise error("ImportError: no torch during start-up")
 
     monkeypatch.setattr(isolation, "call", crash)
-    ended = invoke("doctor")
-    assert ended.exit_code == Exit.USAGE
+    ended = invoke(command)
+    assert ended.exit_code == Exit.FAILED
     assert ended.stderr.startswith("Error: torch does not work here: ImportError: no torch")
+    assert len(ended.stderr.splitlines()) == 1
+    assert list(directory.iterdir()) == []
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -35,8 +35,19 @@ PRESET_NAMES = ("cpu", "cpu-quick", "full", "h200", "parity", "quick")
 AXES = {"--depths", "--modes", "--precisions", "--batch-sizes", "--paths", "--image-size", "--device"}
 OPTIONS = {
     "run": AXES
-    | {"--preset", "--out", "--find-max-batch", "--budget", "--timeout", "--resume", "-q", "--quiet", "--json"},
-    "parity": AXES | {"--junit", "--out", "-q", "--quiet", "--json"},
+    | {
+        "--weights",
+        "--preset",
+        "--out",
+        "--find-max-batch",
+        "--budget",
+        "--timeout",
+        "--resume",
+        "-q",
+        "--quiet",
+        "--json",
+    },
+    "parity": AXES | {"--weights", "--junit", "--out", "-q", "--quiet", "--json"},
     "report": {"-q", "--quiet", "--json"},
     "list": {"--json"},
     "doctor": {"--json"},

@@ -14,7 +14,7 @@ from bench.report import plots, tables, verdict
 from bench.report.glossary import STATUSES
 from bench.report.records import Record, grouped, measured, records, setup
 from bench.report.text import count, listing, prose, rate, significant
-from bench.rows import MEASURED_PHASES, TIMED_STATUSES
+from bench.rows import TIMED_STATUSES, wall_and_measured_s
 from bench.types import Ceilings, Environment, Run, Status
 
 # The facts that a reader asks for first, where the run knows them; the rest is folded away.
@@ -155,8 +155,7 @@ def _ceilings(ceilings: Ceilings | None) -> str:
 
 def _overhead(run: Run) -> str:
     """Wall time of the sweep over the time inside warm-up and sampling."""
-    wall_s = sum(session.wall_s for session in run.sessions)
-    inside_s = sum(result.phases_s.get(phase, 0.0) for result in run.results for phase in MEASURED_PHASES)
+    wall_s, inside_s = wall_and_measured_s(run)
     if not (wall_s and inside_s):
         return ""
     text = (

@@ -4,9 +4,9 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from bench.options import STYLES
 from bench.report.records import Record, grouped, records, setup, varying
 from bench.report.text import MISSING, count, integer, interval, ratio, size
-from bench.rows import TIMED_STATUSES
 from bench.types import Status
 
 PLACES = {"image_size": "image", "device": "device", "world_size": "processes"}
@@ -46,15 +46,9 @@ def _cells(row: Record, places: list[str]) -> list[str | Text]:
         integer(row["batch_size"]),
         *(str(row[name]) for name in places),
         row["path"],
-        Text(row["status"], style=_style(Status(row["status"]))),
+        Text(row["status"], style=STYLES[Status(row["status"])]),
         speed,
         speedup,
         size(row["peak_allocated_bytes"]),
         Text(row["parity"] or MISSING, style="bold red" if row["parity"] == "fail" else ""),
     ]
-
-
-def _style(status: Status) -> str:
-    if status is Status.VALID:
-        return "green"
-    return "yellow" if status in TIMED_STATUSES else "bold red"
