@@ -92,12 +92,8 @@ class Program:
         self.scaler.load_state_dict(self._fresh_scaler)
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """Gradients of the last step by parameter name, without the loss scale (the fused optimizer leaves it in)."""
-        scale = self.scaler.get_scale()
-        return {
-            name: None if parameter.grad is None else parameter.grad / scale
-            for name, parameter in self.model.named_parameters()
-        }
+        """Gradients of the last step by parameter name, without the loss scale: the fused optimizer takes it out."""
+        return {name: parameter.grad for name, parameter in self.model.named_parameters()}
 
     @property
     def choices(self) -> dict[str, str]:

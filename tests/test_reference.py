@@ -145,20 +145,20 @@ def wrong(layer: str, model: ResNet) -> None:
             module.weight.mul_(1.5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("path", ["channels_last", "folded"])
 @pytest.mark.parametrize(
-    ("mutated", "named"),
+    ("path", "precision", "mutated", "named"),
     [
-        ("bn1", "maxpool"),  # of the stem, what comes out is compared
-        ("layer1.0.bn1", "layer1.0"),
-        ("layer3.0.downsample.1", "layer3.0"),
-        ("layer4.1.conv2", "layer4.1"),
-        ("fc", "fc"),
+        ("channels_last", "fp32", "bn1", "maxpool"),  # of the stem, what comes out is compared
+        ("channels_last", "fp32", "layer1.0.bn1", "layer1.0"),
+        ("channels_last", "bf16", "layer3.0.downsample.1", "layer3.0"),
+        ("channels_last", "fp32", "fc", "fc"),
+        ("folded", "fp32", "bn1", "maxpool"),
+        ("folded", "bf16", "layer4.1.conv2", "layer4.1"),
+        ("folded", "fp32", "fc", "fc"),
     ],
 )
 def test_the_first_wrong_layer_is_named(
-    mutated: str, named: str, path: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    path: str, precision: str, mutated: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the candidate is mutated: eager and the reference make their models elsewhere."""
     monkeypatch.setattr(locate, "make_model", partial(make_faulty, partial(wrong, mutated)))
