@@ -1,5 +1,6 @@
 """Why a case cannot run on this machine: one row a requirement, one sentence a reason. Worker side."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from bench.types import Case
 from resnet.paths import Path
 
 AMPERE = (8, 0)  # first with TF32 and bf16 products
+FEWEST_VALUES = 4  # of 1, BatchNorm refuses to train; 2 normalise to -1 and 1 whatever they were
 
 
 def why_unsupported(case: Case, path: Path) -> str | None:
@@ -39,6 +41,16 @@ def _cpu_mode(case: Case, path: Path) -> str | None:
     if case.device != "cpu" or path.cpu_modes is None or case.mode in path.cpu_modes:
         return None
     return path.cpu_reason
+
+
+def _few_values(case: Case, _: Path) -> str | None:
+    values = case.batch_size * math.ceil(case.image_size / 32) ** 2
+    if case.mode != "train" or case.kind == "max-batch" or values >= FEWEST_VALUES:
+        return None
+    return (
+        f"training needs {FEWEST_VALUES} values a channel in the last stage, or BatchNorm's gradients vanish there, "
+        f"and this case has {values}: use larger batches or images"
+    )
 
 
 def _path_needs_cuda(case: Case, path: Path) -> str | None:
@@ -105,6 +117,7 @@ REQUIREMENTS: tuple[Callable[[Case, Path], str | None], ...] = (
     _world_size,
     _mode,
     _cpu_mode,
+    _few_values,
     _path_needs_cuda,
     _tf32_needs_cuda,
     _cuda,

@@ -21,7 +21,7 @@ def case(**changes: Any) -> Case:  # noqa: ANN401
         "mode": "infer",
         "precision": "fp32",
         "batch_size": 2,
-        "image_size": 32,
+        "image_size": 64,
         "path": "eager",
         "device": "cpu",
     }
@@ -201,6 +201,7 @@ def test_on_a_gpu_a_path_lacks_only_the_modes_it_has_not(path: Path, mode: str) 
         ({"precision": "tf32"}, "eager", "tf32 needs a CUDA device"),
         ({"precision": "fp16"}, "eager", "fp16 on CPU needs"),
         ({"world_size": 2}, "eager", "use world size 1"),
+        ({"mode": "train", "batch_size": 3, "image_size": 32}, "eager", "this case has 3: use larger batches"),
         ({}, "compile", "install g++"),
     ],
 )
@@ -214,6 +215,12 @@ def test_what_a_bare_cpu_machine_lacks(
     assert reason is not None
     assert part in reason
     assert "\n" not in reason
+
+
+@pytest.mark.parametrize(("mode", "batch_size", "image_size"), [("train", 4, 32), ("train", 1, 33), ("infer", 1, 32)])
+def test_four_values_a_channel_are_enough(mode: str, batch_size: int, image_size: int) -> None:
+    few = case(mode=mode, batch_size=batch_size, image_size=image_size)
+    assert why_unsupported(few, PATHS_BY_NAME["eager"]) is None
 
 
 def test_what_a_cpu_machine_with_a_compiler_runs(monkeypatch: pytest.MonkeyPatch) -> None:

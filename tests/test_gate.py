@@ -331,16 +331,11 @@ FAULTS = (
     ),
     Fault(name="gradients accumulated", program=KeptGradients, first={"train": "grad:fc.bias@1"}),
     Fault(name="momentum a step late", program=with_optimizer(LateMomentum), first={"train": "param:conv1.weight@1"}),
-    Fault(
-        name="no momentum",
-        program=with_optimizer(NoMomentum),
-        first={"train": "buffer:layer1.0.bn1.running_mean@3"},
-        first_bf16="param:conv1.weight@3",
-    ),
+    Fault(name="no momentum", program=with_optimizer(NoMomentum), first={"train": "output@3"}),
     Fault(
         name="no weight decay",
         program=with_optimizer(NoDecay),
-        first={"train": "param:layer1.0.bn1.bias@1"},
+        first={"train": "param:layer2.0.bn1.bias@1"},
         first_bf16="param:layer4.0.bn1.bias@1",  # where the gradient is small beside the decay
     ),
 )
