@@ -153,8 +153,8 @@ def test_axes_and_settings_reach_the_plan(fake: FakeRunner) -> None:
 
 @pytest.mark.parametrize("command", [CPU, ("parity", "--paths", "eager")])
 def test_weights_reach_the_plan_as_given(fake: FakeRunner, command: tuple[str, ...]) -> None:
-    assert invoke(*command).exit_code == 0
-    assert invoke(*command, "--weights", "mine/r18.pt").exit_code == 0
+    assert invoke(*command, "--out", "random").exit_code == 0
+    assert invoke(*command, "--out", "mine", "--weights", "mine/r18.pt").exit_code == 0
     assert [plan.settings.weights for plan in fake.plans] == ["", "mine/r18.pt"]
     assert fake.plans[1].settings == replace(fake.plans[0].settings, weights="mine/r18.pt")
 
