@@ -181,11 +181,14 @@ def _compiler_version() -> str:
 
 
 def _revision(package: Path = Path(__file__).parent) -> str:
-    """The git revision of the repository whose root holds the package, with `-dirty` where its code was changed."""
+    """The last git revision that touched the code, with `-dirty` where it was changed since.
+
+    Later ones (documents, tests, committed reports) measure the same, and a run can be resumed over them.
+    """
     git, root = shutil.which("git"), package.resolve().parent
     if git is None or _output(git, "-C", str(root), "rev-parse", "--show-toplevel").strip() != str(root):
         return UNKNOWN
-    revision = _output(git, "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD").strip()
+    revision = _output(git, "-C", str(root), "log", "-1", "--format=%H", "--", *SOURCES).strip()
     changes = _output(git, "-C", str(root), "status", "--porcelain", "--", *SOURCES)
     return f"{revision or 'uncommitted'}{'-dirty' if changes else ''}"
 

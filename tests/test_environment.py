@@ -157,6 +157,9 @@ def test_revision_marks_changed_code(tmp_path: FilePath) -> None:
     assert environment._revision(package) == head
     (tmp_path / "report.md").write_text("a report is no code\n")
     assert environment._revision(package) == head
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "a report")
+    assert environment._revision(package) == head
     (package / "code.py").write_text("x = 2\n")
     assert environment._revision(package) == f"{head}-dirty"
     nested = package / "site-packages" / "bench"
