@@ -24,10 +24,7 @@ _REFERENCE_EFFICIENCY = 0.5  # of the measured product rate, by a whole network 
 def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -> Reference:
     """Make what the case is checked against. fp64 trajectories in `scratch` are shared by paths and precisions."""
     batch_size = _affordable_batch(case, settings, ceilings)
-    state = {
-        key: value.clone()
-        for key, value in make_model(case.model, settings.seed, settings.weights).state_dict().items()
-    }
+    state = make_model(case.model, settings.seed, settings.weights).state_dict()
     while True:
         try:
             files = tuple(_trajectory(case, settings, batch_size, check, state, scratch) for check in range(CHECKS))
