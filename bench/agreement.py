@@ -18,17 +18,15 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils.benchmark import Timer
 
 from bench import environment, timing
-from bench.inputs import make_batch, make_model
+from bench.inputs import make_batch, make_program
 from bench.stats import Interval, ratio_interval
 from bench.types import Case, Device, Mode, Precision, Settings
 from resnet.depths import DEPTHS
-from resnet.paths import PATHS, PATHS_BY_NAME
-from resnet.program import Program
+from resnet.paths import PATHS
 
 TOLERANCE = 0.05  # relative difference of the throughputs that counts as agreement
 DISAGREE = 3  # exit code
 
-_SEED = 0
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Turn = Callable[[], list[float]]  # one turn's samples, in ms of one step
@@ -36,9 +34,8 @@ Turn = Callable[[], list[float]]  # one turn's samples, in ms of one step
 
 def harness_turns(case: Case, settings: Settings) -> Turn:
     """As a worker measures: the case's program, warmed up, by the harness's clock and stop rule."""
-    model = make_model(case.model, _SEED)
-    program = Program(PATHS_BY_NAME[case.path], model, mode=case.mode, precision=case.precision, device=case.device)
-    images, labels = make_batch(case.batch_size, case.image_size, _SEED, case.device)
+    program = make_program(case, settings)
+    images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
     images = program.place(images)
     clock = timing.CLOCKS[case.device]()
 

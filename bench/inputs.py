@@ -1,11 +1,14 @@
-"""What a case runs on: a model in a telling state, and fresh random batches. Everything from a seed."""
+"""What a case runs on: a model in a telling state, its program, and fresh random batches. Everything from a seed."""
 
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from bench.types import Case, Settings
 from resnet.model import ResNet, build_model
+from resnet.paths import PATHS_BY_NAME
+from resnet.program import Precision, Program
 
 _WEIGHT_SCALE = 0.25  # makes the variances that BatchNorm sees small, so that its eps is felt
 _SHIFT = 2.0  # |beta| / gamma inside a block
@@ -28,6 +31,17 @@ def make_model(name: str, seed: int, weights: str = "") -> ResNet:
     return model
 
 
+def make_program(case: Case, settings: Settings, precision: Precision | None = None) -> Program:
+    """The program of a case, not run yet: at the case's precision, or at another one.
+
+    Raises:
+        ValueError: the weights cannot be loaded.
+    """
+    model = make_model(case.model, settings.seed, settings.weights)
+    path, precision = PATHS_BY_NAME[case.path], precision or case.precision
+    return Program(path, model, mode=case.mode, precision=precision, device=case.device)
+
+
 def make_batch(batch_size: int, image_size: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
     """Images [N, 3, H, W] (fp32, standard normal) and labels [N] (int64), made on `device`.
 
@@ -46,8 +60,8 @@ def _random_model(name: str, seed: int) -> ResNet:
     invisible. Here gamma and beta are random, and running statistics come from a forward pass, off by some percent, so
     that they differ from every batch's own. And it amplifies rounding: values near zero change sides of the ReLU, and
     gradients then measure coin flips. Here gamma is smaller at the end of a residual branch, as in trained networks,
-    and beta inside a block is two gammas away from zero, mostly above (measured on resnet50, bf16, batch 4, 64 px: the
-    median error of eager's gradients is 0.11, against 0.57 with beta near zero).
+    and beta inside a block is two gammas away from zero, mostly above. tests/test_inputs.py shows what it does to the
+    error of eager's gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = partial(_uniform, generator=generator)

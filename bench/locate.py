@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import parity, reference
-from bench.inputs import make_model
+from bench.inputs import make_program
 from bench.types import Case, Settings
-from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 
 _LAYER = re.compile(r"maxpool|layer[1-4]\.\d+|fc")  # named alike in the plain and in the folded network
@@ -21,19 +20,12 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
     Layers are the stem, the residual blocks and the classifier; an output is wrong as a tensor of a check is.
     """
     images, labels = next(reference.inputs(case, settings, batch_size, check=0))
-    candidate = Program(
-        PATHS_BY_NAME[case.path],
-        make_model(case.model, settings.seed, settings.weights),
-        mode=case.mode,
-        precision=case.precision,
-        device=case.device,
-    )
     wanted, eager, found = (
         _outputs(program, images, labels)
         for program in (
             reference.eager(case, settings, "fp64"),
             reference.eager(case, settings, case.precision),
-            candidate,
+            make_program(case, settings),
         )
     )
     values = parity.last_stage_values(batch_size, case.image_size)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.telemetry import gpu_uuid, process_bytes
-from bench.types import Memory
+from bench.types import Device, Memory
 
 STEPS = 3
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
 ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
@@ -54,7 +55,21 @@ class SavedStorage(NamedTuple):
 
 def baseline() -> int:
     """Resident set of this process in bytes. Take it before the model is built."""
-    return _status_bytes("VmRSS") or 0
+    return _proc_bytes(STATUS, "VmRSS") or 0
+
+
+def free_bytes(device: Device) -> int:
+    """Memory that can still be had on a device.
+
+    Raises:
+        RuntimeError: the kernel does not tell.
+    """
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    available = _proc_bytes(MEMINFO, "MemAvailable")
+    if available is None:
+        raise RuntimeError(f"{MEMINFO} does not tell MemAvailable")
+    return available
 
 
 def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes: int | None = None) -> Memory:
@@ -136,7 +151,7 @@ def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_byte
         CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
     for _ in range(STEPS):
         program.step(images, labels)
-    peak = _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _proc_bytes(STATUS, "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     above = None if baseline_bytes is None else max(0, peak - baseline_bytes)
     return _memory(
         program,
@@ -192,12 +207,13 @@ def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _status_bytes(field: str) -> int | None:
+def _proc_bytes(file: Path, field: str) -> int | None:
+    """A field of a `name: value kB` file of the kernel; None where there is none."""
     with suppress(OSError):
-        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        for line in file.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name == field:
-                return int(value.split()[0]) * 1024  # always in kB
+                return int(value.split()[0]) * 1024
     return None
 
 

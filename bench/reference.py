@@ -1,15 +1,15 @@
 """The fp64 reference of a cell and eager's own errors against it, at the timed batch or the largest that fits."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench import limits, memory, parity
-from bench.inputs import make_model
+from bench.inputs import make_model, make_program
 from bench.types import Case, Ceilings, Reference, Settings
-from resnet.paths import PATHS_BY_NAME
 from resnet.program import Precision, Program
 
 CHECKS = 2  # before timing and once more after it
@@ -62,20 +62,21 @@ def _trajectory(
     file = scratch / f"{case.model}-{case.mode}-b{batch_size}-i{case.image_size}-{case.device}-{check}.pt"
     if not file.exists():
         program = eager(case, settings, "fp64")
-        parity.save_reference(program, state, inputs(case, settings, batch_size, check), file)
+        unfinished = file.with_suffix(".part")  # by a worker that is killed while it writes
+        parity.save_reference(program, state, inputs(case, settings, batch_size, check), unfinished)
+        unfinished.rename(file)
     return file
 
 
 def eager(case: Case, settings: Settings, precision: Precision) -> Program:
     """The baseline of a case at some precision, not run yet."""
-    model = make_model(case.model, settings.seed, settings.weights)
-    return Program(PATHS_BY_NAME["eager"], model, mode=case.mode, precision=precision, device=case.device)
+    return make_program(replace(case, path="eager"), settings, precision)
 
 
 def _affordable_batch(case: Case, settings: Settings, ceilings: Ceilings) -> int:
     """The timed batch, halved until the fp64 reference fits memory and `settings.parity_budget_s`."""
     rate = ceilings.matmul_flops_per_s["fp64"] * _REFERENCE_EFFICIENCY
-    available = free_bytes(case.device) * _USABLE_MEMORY
+    available = memory.free_bytes(case.device) * _USABLE_MEMORY
     batch_size = case.batch_size
     while batch_size > 1:
         flops = limits.cost(case.model, case.mode, case.precision, batch_size, case.image_size).flops
@@ -92,14 +93,3 @@ def _note(timed: int, checked: int) -> str:
     return (
         f"checked at batch {checked}: the fp64 reference at batch {timed} does not fit the memory or time it may take"
     )
-
-
-def free_bytes(device: str) -> int:
-    """Memory that can still be had on a device."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise RuntimeError("/proc/meminfo does not tell MemAvailable")

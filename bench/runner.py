@@ -1,10 +1,11 @@
 """Pending cases -> isolated workers -> journal: time-outs, crashes, budgets and resumed runs. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
 from time import monotonic
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from bench.journal import Journal, read
 from bench.types import Case, Ceilings, Cost, Environment, Plan, Reference, Result, Run, Session, Status
 
 LOGS = "logs"  # in the run directory: what the workers of failed cases printed
+REFERENCES = "references"  # in the run directory, while it runs: fp64 trajectories, gigabytes for a large cell
 
 _SURVEY_TIMEOUT_S = 300.0
 _KEPT_REFERENCES = 4  # cells whose fp64 trajectories stay on disk; a large one takes gigabytes
@@ -54,7 +56,7 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
         _check_plan(plan)
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
-        TemporaryDirectory(prefix="resbench-reference-") as scratch,
+        _emptied(directory / REFERENCES) as scratch,
     ):
         if plan is None:
             _check_plan(journal.plan)  # the weights may be gone
@@ -63,7 +65,7 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
         deadline = None if budget_s is None else began + budget_s
         interrupted = ""
         try:
-            interrupted = _Sitting(journal, observer, Path(scratch), deadline).run()
+            interrupted = _Sitting(journal, observer, scratch, deadline).run()
         except KeyboardInterrupt:
             interrupted = "Ctrl-C"
         if interrupted:
@@ -78,7 +80,8 @@ class _Sitting:
     def __init__(self, journal: Journal, observer: Observer, scratch: Path, deadline: float | None) -> None:
         self.journal, self.observer, self.scratch, self.deadline = journal, observer, scratch, deadline
         self.plan = journal.plan
-        self.references: dict[tuple[object, ...], Reference] = {}
+        self.references: dict[_Cell, Reference] = {}
+        self.timed_out: dict[_Cell, WorkerTimeoutError] = {}  # making the cell's reference
         self.took_s: dict[str, float] = {}  # the longest case of each path so far
 
     def run(self) -> str:
@@ -147,25 +150,37 @@ class _Sitting:
     def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
         settings = self.plan.settings
-        cell = (case.model, case.mode, case.batch_size, case.image_size, case.precision)
-        if cell not in self.references:
-            self._forget_old_references()
-            phases("reference")
-            arguments = (case, settings, self.ceilings, self.scratch)
-            self.references[cell] = call(
-                "bench.worker:prepare_reference", *arguments, timeout_s=settings.timeout_s, log=log
-            )
+        against = self._reference(case, log, phases)
         phases("start-up")
         result: Result = call(
             "bench.worker:run_case",
             case,
             settings,
-            self.references[cell],
+            against,
             timeout_s=settings.timeout_s,
             log=log,
             on_phase=phases,
         )
         return result
+
+    def _reference(self, case: Case, log: Path, phases: "_Phases") -> Reference:
+        """What the paths of a cell share. One that timed out is not tried again: each try would take as long."""
+        settings = self.plan.settings
+        cell = (case.model, case.mode, case.batch_size, case.image_size, case.precision)
+        if cell in self.timed_out:
+            raise self.timed_out[cell]
+        if cell not in self.references:
+            self._forget_old_references()
+            phases("reference")
+            arguments = (case, settings, self.ceilings, self.scratch)
+            try:
+                self.references[cell] = call(
+                    "bench.worker:prepare_reference", *arguments, timeout_s=settings.timeout_s, log=log
+                )
+            except WorkerTimeoutError as error:
+                self.timed_out[cell] = error
+                raise
+        return self.references[cell]
 
     def _forget_old_references(self) -> None:
         """Make room on the disk: a trajectory that is asked for again is made again."""
@@ -215,12 +230,24 @@ class _Phases:
         self.tell(phase)
 
 
+_Cell = tuple[object, ...]
 _Procedure = Callable[[_Sitting, Case, Path, _Phases], Result]
 _PROCEDURES: dict[str, _Procedure] = {
     "measure": _Sitting._check,
     "parity": _Sitting._check,
     "max-batch": _Sitting._search_largest,
 }
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """A folder for this sitting alone: what a killed one left there goes as well."""
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        rmtree(folder, ignore_errors=True)
 
 
 def _check_plan(plan: Plan) -> None:

@@ -95,6 +95,7 @@ RULES: dict[str, _Rule] = {
     "device": _one_of(get_args(Device)),
     "confidence": _Rule(lambda value: 0 < value < 1, "a number between 0 and 1"),
     "warmup_budget_s": _SECONDS,
+    "sample_minimum_s": _Rule(lambda value: 0 <= value < math.inf, "a number of seconds from 0"),
     "sample_budget_s": _SECONDS,
     "timeout_s": _SECONDS,
     "parity_steps": _Rule(lambda value: value >= 1, "a whole number from 1"),

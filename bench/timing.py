@@ -96,16 +96,19 @@ def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
 def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> Timing:
     """Sample until the 95 % interval of the median is within `settings.confidence` of it, or the budget ends.
 
-    All samples are kept. `step_ms`, from the warm-up, sets the length of a chunk.
+    But for `settings.sample_minimum_s` at least. All samples are kept. `step_ms`, from the warm-up, sets the length of
+    a chunk.
     """
     chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))
     samples: list[float] = []
-    deadline = perf_counter() + settings.sample_budget_s
-    done = False
-    sampling_s = 0.0
-    while not samples or (not done and perf_counter() < deadline and len(samples) < _MAX_SAMPLES):
+    known = False
+    began, elapsed_s, sampling_s = perf_counter(), 0.0, 0.0
+    while not samples or (elapsed_s < settings.sample_budget_s and len(samples) < _MAX_SAMPLES):
         before = perf_counter()
         samples += clock.sample(step, chunk)
         sampling_s += perf_counter() - before
-        done = converged(samples, settings.confidence)
-    return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / len(samples), converged=done)
+        known = converged(samples, settings.confidence)
+        elapsed_s = perf_counter() - began
+        if known and elapsed_s >= settings.sample_minimum_s:
+            break
+    return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / len(samples), converged=known)

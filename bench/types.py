@@ -61,6 +61,7 @@ class Settings:
 
     confidence: float = 0.005  # target half-width of the 95 % interval of the median, relative to the median
     warmup_budget_s: float = 5.0
+    sample_minimum_s: float = 1.0  # a few steps see one moment of the clocks, of the temperature and of neighbours
     sample_budget_s: float = 10.0
     timeout_s: float = 600.0  # wall time of one case
     parity_steps: int = 3  # optimizer steps of a parity check

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from bench import environment, limits, locate, memory, parity, reference, telemetry, timing
-from bench.inputs import make_batch, make_model
+from bench.inputs import make_batch, make_model, make_program
 from bench.isolation import announce, describe
 from bench.requirements import why_unsupported
 from bench.types import (
@@ -96,7 +96,7 @@ def fits(case: Case, settings: Settings) -> bool:
     """Whether steps of the case fit the device's memory."""
     with _own_resources(case):
         try:
-            program = _program(case, settings)
+            program = make_program(case, settings)
             images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
             announce("probe")
             for _ in range(_PROBE_STEPS):
@@ -124,7 +124,7 @@ class _CaseRun:
     def check_and_measure(self) -> Result:
         case, settings = self.case, self.settings
         with self._phase("build"):
-            program = _program(case, settings)
+            program = make_program(case, settings)
             images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
             images = program.place(images)
         with self._phase("first call"):
@@ -149,7 +149,7 @@ class _CaseRun:
         case, settings, against, number = self.case, self.settings, self.against, len(self.errors)
         with self._phase("parity"):
             if against.batch_size != case.batch_size:  # compiled and captured programs have one batch size
-                program = _program(case, settings)
+                program = make_program(case, settings)
             state = make_model(case.model, settings.seed, settings.weights).state_dict()
             inputs = reference.inputs(case, settings, against.batch_size, number)
             self.errors.append(parity.errors(program, state, inputs, Path(against.files[number])))
@@ -232,11 +232,6 @@ def _marks(verdict: ParityResult, measurement: Measurement | None, settings: Set
         )
 
 
-def _program(case: Case, settings: Settings) -> Program:
-    model = make_model(case.model, settings.seed, settings.weights)
-    return Program(PATHS_BY_NAME[case.path], model, mode=case.mode, precision=case.precision, device=case.device)
-
-
 def _sampler(case: Case, foreign_pids: frozenset[int]) -> telemetry.Sampler | None:
     return telemetry.Sampler(telemetry.gpu_uuid(), before=foreign_pids) if case.device == "cuda" else None
 
@@ -250,7 +245,7 @@ def _compiler_counts() -> tuple[int, int]:
 def _own_resources(case: Case) -> Iterator[None]:
     """A compile cache of the case's own, empty so that compile times are cold, and on the CPU a limit of its memory."""
     if case.device == "cpu":
-        limit = int(reference.free_bytes("cpu") * _USABLE_MEMORY)
+        limit = int(memory.free_bytes("cpu") * _USABLE_MEMORY)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with TemporaryDirectory(prefix="resbench-compile-", ignore_cleanup_errors=True) as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache

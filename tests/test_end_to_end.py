@@ -28,6 +28,7 @@ summary = "a few seconds a case"
 [settings]
 confidence = 0.99  # ten samples do: whether a busy machine is steady is not what is tested here
 warmup_budget_s = 0.3
+sample_minimum_s = 0
 sample_budget_s = 60
 parity_steps = 1
 timeout_s = 300

@@ -5,14 +5,14 @@ Everything runs through what a worker uses: a reference from `reference.prepare`
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from other_programs import Edit, other_program
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
@@ -29,8 +29,6 @@ SETTINGS = Settings()
 RATES = Ceilings(copy_bytes_per_s=1e11, matmul_flops_per_s={"fp64": 1e14})  # never a smaller batch
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 MODES: tuple[Mode, ...] = ("train", "infer")
-
-Edit = Callable[[ResNet], object]
 
 
 # Faults of the step: what it returns, what it trains on, how it updates.
@@ -345,22 +343,11 @@ def case_of(path: str, mode: Mode, precision: Precision) -> Case:
     return Case(model=MODEL, mode=mode, precision=precision, batch_size=BATCH, image_size=SIDE, path=path, device="cpu")
 
 
-@lru_cache
-def fresh_model() -> ResNet:
-    return make_model(MODEL, SETTINGS.seed)
-
-
-def program_of(case: Case, kind: type[Program] = Program, edit: Edit = lambda _: None) -> Program:
-    model = deepcopy(fresh_model())
-    edit(model)
-    return kind(PATHS_BY_NAME[case.path], model, mode=case.mode, precision=case.precision, device="cpu")
-
-
 def judge(program: Program, case: Case, against: Reference, checks: Sequence[int] = (0,)) -> ParityResult:
     """As a worker does it: a step on the inputs that are timed, then the checks."""
     images, labels = make_batch(case.batch_size, case.image_size, SETTINGS.seed, case.device)
     program.step(program.place(images), labels)
-    state = fresh_model().state_dict()
+    state = make_model(MODEL, SETTINGS.seed).state_dict()
     found = [
         parity.errors(program, state, reference.inputs(case, SETTINGS, BATCH, check), Path(against.files[check]))
         for check in checks
@@ -399,7 +386,7 @@ def test_a_fault_is_rejected_and_its_first_tensor_named(
     fault: Fault, mode: Mode, precision: Precision, references: References
 ) -> None:
     case = case_of("eager", mode, precision)
-    verdict = judge(program_of(case, fault.program, fault.edit), case, references(mode, precision))
+    verdict = judge(other_program(case, SETTINGS, fault.program, fault.edit), case, references(mode, precision))
     if precision == "bf16" and fault.unseen_bf16:
         assert verdict.passed, f"can be seen after all; the table says: {fault.unseen_bf16}"
         return
@@ -411,7 +398,7 @@ def test_a_fault_is_rejected_and_its_first_tensor_named(
 
 def test_a_fault_that_begins_after_the_first_check_is_rejected(references: References) -> None:
     case = case_of("eager", "train", "fp32")
-    program = program_of(case)
+    program = other_program(case, SETTINGS)
     assert judge(program, case, references("train", "fp32")).passed
     set_norms(program.model, eps=1e-3)  # type: ignore[arg-type]
     assert not judge(program, case, references("train", "fp32"), checks=(1,)).passed
@@ -428,17 +415,17 @@ HONEST = [
 @pytest.mark.parametrize(("path", "mode", "precision"), HONEST)
 def test_a_path_without_a_fault_passes(path: str, mode: Mode, precision: Precision, references: References) -> None:
     case = case_of(path, mode, precision)
-    assert judge(program_of(case), case, references(mode, precision), checks=(0, 1)).failures == ()
+    assert judge(other_program(case, SETTINGS), case, references(mode, precision), checks=(0, 1)).failures == ()
 
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_path_passes(references: References) -> None:
     case = case_of("compile", "infer", "fp32")
-    assert judge(program_of(case), case, references("infer", "fp32"), checks=(0, 1)).failures == ()
+    assert judge(other_program(case, SETTINGS), case, references("infer", "fp32"), checks=(0, 1)).failures == ()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_optimizer_that_faults_are_put_into_has_none(precision: Precision, references: References) -> None:
     case = case_of("eager", "train", precision)
-    program = program_of(case, with_optimizer(Optimizer))
+    program = other_program(case, SETTINGS, with_optimizer(Optimizer))
     assert judge(program, case, references("train", precision), checks=(0, 1)).failures == ()

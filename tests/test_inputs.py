@@ -1,11 +1,16 @@
+from copy import deepcopy
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench.inputs import make_batch, make_model
+from bench.parity import relative_error
 from resnet.model import ResNet, build_model
+from resnet.paths import PATHS_BY_NAME
+from resnet.program import Program
 
 MODELS = ("resnet18", "resnet50")
 
@@ -75,6 +80,28 @@ def test_eps_is_felt(model: ResNet) -> None:
             norm.eps = 1e-5
         assert torch.equal(model(images), right)
     assert float((wrong - right).norm() / right.norm()) > 0.02
+
+
+def median_gradient_error(model: ResNet) -> float:
+    """Of one eager bf16 training step against fp64."""
+    images, labels = make_batch(4, 64, 1, "cpu")
+    gradients = []
+    for precision in ("bf16", "fp64"):
+        program = Program(PATHS_BY_NAME["eager"], deepcopy(model), mode="train", precision=precision, device="cpu")
+        program.step(program.place(images), labels)
+        gradients.append(program.gradients())
+    found, wanted = gradients
+    return median(relative_error(found[name], ref) for name, ref in wanted.items() if ref is not None)
+
+
+def test_gradients_measure_little_noise(model: ResNet) -> None:
+    """With beta at zero most values before a ReLU are near it, and rounding decides which pass."""
+    near_zero = deepcopy(model)
+    with torch.no_grad():
+        for norm in norms(near_zero):
+            norm.bias.zero_()
+    error, noisy_error = median_gradient_error(model), median_gradient_error(near_zero)
+    assert 0 < error < {"resnet18": 0.8, "resnet50": 0.5}[model.name] * noisy_error
 
 
 @pytest.mark.parametrize("content", ["weights", "checkpoint"])

@@ -1,13 +1,13 @@
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from other_programs import other_program
 from torch import nn
 
-from bench import limits, locate, parity, reference
+from bench import limits, locate, memory, parity, reference
 from bench.inputs import make_model
 from bench.locate import first_diverging_layer
 from bench.types import Case, Ceilings, Mode, Settings
@@ -57,6 +57,24 @@ def test_precisions_share_the_trajectories_in_fp64(tmp_path: Path, monkeypatch: 
     assert set(train.files).isdisjoint(fp32.files)
 
 
+def test_a_trajectory_half_written_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker that writes it may be killed; the cell's other precisions look for the same file."""
+
+    def die(*arguments: object) -> None:
+        assert isinstance(arguments[-1], Path)
+        arguments[-1].write_bytes(b"PK")
+        raise KeyboardInterrupt
+
+    cell = case(batch_size=2, image_size=32)
+    with monkeypatch.context() as patched:
+        patched.setattr(parity, "save_reference", die)
+        with pytest.raises(KeyboardInterrupt):
+            reference.prepare(cell, SETTINGS, RATES, tmp_path)
+    assert list(tmp_path.iterdir())
+    made = reference.prepare(cell, SETTINGS, RATES, tmp_path)
+    assert made.eager_errors[0]["output@1"] < 1e-5
+
+
 def test_what_is_saved_is_the_plain_model_in_fp64(tmp_path: Path) -> None:
     cell = case(batch_size=2, image_size=32)
     settings = replace(SETTINGS, parity_steps=2)
@@ -95,7 +113,7 @@ def test_the_batch_is_halved_until_the_memory_suffices(
     mode: Mode, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = share * limits.activation_bytes("resnet18", 2, 64, 8)
-    monkeypatch.setattr(reference, "free_bytes", lambda _: needed / reference._USABLE_MEMORY * 1.01)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed / reference._USABLE_MEMORY * 1.01)
     made = reference.prepare(case(mode=mode), SETTINGS, RATES, tmp_path)
     assert made.batch_size == 2
     assert made.note
@@ -129,12 +147,6 @@ def test_no_batch_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # Where it began.
 
 
-def make_faulty(edit: Callable[[ResNet], None], name: str, seed: int, weights: str = "") -> ResNet:
-    model = make_model(name, seed, weights)
-    edit(model)
-    return model
-
-
 def wrong(layer: str, model: ResNet) -> None:
     module = model.get_submodule(layer)
     if isinstance(module, nn.BatchNorm2d):
@@ -160,14 +172,14 @@ def wrong(layer: str, model: ResNet) -> None:
 def test_the_first_wrong_layer_is_named(
     path: str, precision: str, mutated: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the candidate is mutated: eager and the reference make their models elsewhere."""
-    monkeypatch.setattr(locate, "make_model", partial(make_faulty, partial(wrong, mutated)))
+    """Only the candidate is mutated: eager and the reference make their programs elsewhere."""
+    monkeypatch.setattr(locate, "make_program", partial(other_program, edit=partial(wrong, mutated)))
     cell = case(path=path, precision=precision, batch_size=2)
     assert first_diverging_layer(cell, SETTINGS, 2) == named
 
 
 def test_the_first_wrong_layer_is_named_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locate, "make_model", partial(make_faulty, partial(wrong, "layer2.1.bn2")))
+    monkeypatch.setattr(locate, "make_program", partial(other_program, edit=partial(wrong, "layer2.1.bn2")))
     assert first_diverging_layer(case(mode="train"), SETTINGS, 4) == "layer2.1"
 
 

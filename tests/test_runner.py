@@ -182,8 +182,9 @@ FAILURES: dict[str, tuple[Exception, Status]] = {
 }
 
 
-@pytest.mark.parametrize("what", FAILURES)
-@pytest.mark.parametrize("entry", ["_run_case", "_prepare_reference"])
+@pytest.mark.parametrize(
+    ("what", "entry"), [*((what, "_run_case") for what in FAILURES), ("crash", "_prepare_reference")]
+)
 def test_worker_that_fails_costs_one_case(
     workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch, what: str, entry: str
 ) -> None:
@@ -270,6 +271,40 @@ def test_old_references_make_room(workers: Workers, directory: Path) -> None:
     assert there == [1, 2, 3, 4, 4, 4, 4, 4]
     assert len(workers.references) == 8, "the forgotten one is made again"
     assert not any(file.exists() for file in workers.references), "gone with the run"
+
+
+def test_reference_that_timed_out_is_not_tried_again(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the time-out each time. Other cells go on, and so does the next sitting."""
+    right = workers._prepare_reference
+
+    def prepare(case: Case, *rest: object) -> Reference:
+        if case.batch_size == CASES[0].batch_size:
+            raise WorkerTimeoutError("no result within 60 s, during reference")
+        return right(case, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workers, "_prepare_reference", prepare)
+    other = replace(CASES[0], batch_size=CASES[0].batch_size + 1)
+    run, _ = sit(directory, plan(*CASES, other))
+    assert statuses(run) == [*(f"{path} timeout" for path in PATHS), "eager valid"]
+    assert {row.reason for row in run.results[:-1]} == {"no result within 60 s, during reference"}
+    assert workers.names().count("prepare_reference") == 2, "once a cell"
+    monkeypatch.setattr(workers, "_prepare_reference", right)
+    run, _ = sit(directory, None)
+    assert [row.status for row in run.results] == [Status.VALID] * 4
+
+
+def test_references_that_a_killed_run_left_are_not_used(workers: Workers, directory: Path) -> None:
+    workers.measure = lambda case: failed(case, Status.OOM, "full")
+    sit(directory, plan(CASES[0]))
+    left = directory / runner.REFERENCES / "of another sitting.pt"
+    left.parent.mkdir()
+    left.touch()
+    workers.measure = lambda case: failed(case, Status.OOM, "full") if left.exists() else result(case)
+    run, _ = sit(directory, None)
+    assert statuses(run) == ["eager valid"]
+    assert not left.parent.exists()
 
 
 def test_file_that_a_kept_reference_shares_stays(
@@ -470,7 +505,9 @@ def test_survey_that_fails_ends_the_run(workers: Workers, directory: Path, monke
 def test_tiny_sweep_with_real_workers(directory: Path) -> None:
     cell = replace(CPU_CASE, batch_size=2, image_size=32)
     cases = (cell, replace(cell, path="channels_last"), replace(cell, path="cuda-graph"), replace(cell, kind="parity"))
-    settings = Settings(confidence=0.99, warmup_budget_s=0.2, sample_budget_s=60.0, parity_steps=1)
+    settings = Settings(
+        confidence=0.99, warmup_budget_s=0.2, sample_minimum_s=0.0, sample_budget_s=60.0, parity_steps=1
+    )
     run, _ = sit(directory, Plan(name="tiny", cases=cases, settings=settings))
     assert statuses(run) == ["eager valid", "channels_last valid", "cuda-graph unsupported", "eager valid"]
     eager, other, _, checked = run.results

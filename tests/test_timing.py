@@ -47,7 +47,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def settings(**changes: float) -> Settings:
-    return Settings(**{"confidence": 0.01, "warmup_budget_s": 5.0, "sample_budget_s": 10.0, **changes})  # type: ignore[arg-type]
+    return Settings(
+        **{"confidence": 0.01, "warmup_budget_s": 5.0, "sample_minimum_s": 0.0, "sample_budget_s": 10.0, **changes}  # type: ignore[arg-type]
+    )
 
 
 # --- first call -------------------------------------------------------------------------------------------------------
@@ -105,6 +107,13 @@ def test_samples_go_on_until_there_are_enough_to_tell(machine: Machine) -> None:
     timed = timing.measure(machine.step, machine, settings(sample_budget_s=100.0), step_ms=1000.0)
     assert timed.converged
     assert machine.chunks == [1] * MINIMUM_SAMPLES
+
+
+@pytest.mark.parametrize(("minimum_s", "samples"), [(0.2, 25), (0.9, 100), (60.0, 1000)])
+def test_samples_go_on_for_the_least_time(machine: Machine, minimum_s: float, samples: int) -> None:
+    """And never beyond the budget, which is 10 s: what is known is known then."""
+    timed = timing.measure(machine.step, machine, settings(sample_minimum_s=minimum_s), step_ms=10.0)
+    assert (len(timed.samples_ms), timed.converged) == (samples, True)
 
 
 def test_samples_that_vary_end_with_the_budget_and_all_are_kept(machine: Machine) -> None:

@@ -4,24 +4,25 @@ import resource
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from other_programs import other_program
 from synthetic_runs import CEILINGS, FAILED, PASSED, TELEMETRY, measurement
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from bench import memory, worker
 from bench.isolation import call
-from bench.reference import free_bytes
 from bench.types import Case, Measurement, ParityResult, Reference, Settings, Status
 from resnet.model import build_model
 from resnet.program import Program, StepOutput
 
 CASE = Case(model="resnet18", mode="infer", precision="fp32", batch_size=2, image_size=32, path="eager", device="cpu")
-SETTINGS = Settings(confidence=0.99, warmup_budget_s=0.2, sample_budget_s=60.0, parity_steps=1)
+SETTINGS = Settings(confidence=0.99, warmup_budget_s=0.2, sample_minimum_s=0.0, sample_budget_s=60.0, parity_steps=1)
 RATES = replace(CEILINGS, matmul_flops_per_s={"fp64": 1e12})
 HUGE = replace(CASE, batch_size=2**22, image_size=224)  # 2.3 TiB of images
 
@@ -121,6 +122,11 @@ def test_parity_case_is_checked_twice_and_not_timed(against: Reference) -> None:
     assert list(result.phases_s) == ["build", "first call", "parity"]
 
 
+def make_programs(monkeypatch: pytest.MonkeyPatch, kind: type[Program]) -> None:
+    """Workers run programs of this kind."""
+    monkeypatch.setattr(worker, "make_program", partial(other_program, kind=kind))
+
+
 class Wrong(Program):
     """Right for a number of steps, then its output is stuck at zero."""
 
@@ -139,7 +145,7 @@ def test_wrong_output_leaves_no_speed(
 ) -> None:
     """Wrong from the start it is not even timed; right in its first check and wrong in the other, its time goes."""
     monkeypatch.setattr(Wrong, "right", right)
-    monkeypatch.setattr(worker, "Program", Wrong)
+    make_programs(monkeypatch, Wrong)
     result = worker.run_case(CASE, SETTINGS, against)
     assert (result.status, result.measurement) == (Status.PARITY_FAILED, None)
     assert ("sampling" in result.phases_s) is timed
@@ -188,7 +194,7 @@ class Recompiling(Program):
 
 
 def test_recompilation_while_sampling_is_told(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
-    monkeypatch.setattr(worker, "Program", Recompiling)
+    make_programs(monkeypatch, Recompiling)
     with torch._dynamo.config.patch(recompile_limit=1000):
         result = worker.run_case(CASE, SETTINGS, against)
     assert result.measurement is not None
@@ -252,7 +258,7 @@ def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> N
 
 
 def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
-    free = free_bytes("cpu")
+    free = memory.free_bytes("cpu")
     limit, cache, entries = call("faulty:own_resources", CASE)
     assert 0 < limit < 2 * free, "of the free memory, which others use as well"
     assert entries == []
