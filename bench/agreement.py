@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import cast, get_args
@@ -20,6 +21,7 @@ from torch.utils.benchmark import Timer
 from bench import environment, timing
 from bench.inputs import make_batch, make_program
 from bench.stats import Interval, ratio_interval
+from bench.turns import Turn, rounds
 from bench.types import Case, Device, Mode, Precision, Settings
 from resnet.depths import DEPTHS
 from resnet.paths import PATHS
@@ -28,8 +30,6 @@ TOLERANCE = 0.05  # relative difference of the throughputs that counts as agreem
 DISAGREE = 3  # exit code
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-Turn = Callable[[], list[float]]  # one turn's samples, in ms of one step
 
 
 def harness_turns(case: Case, settings: Settings) -> Turn:
@@ -79,16 +79,6 @@ def independent_step(case: Case) -> Callable[[], None]:
     return step
 
 
-def interleave(one: Turn, other: Turn, rounds: int) -> tuple[list[float], list[float]]:
-    """All samples of both, in the order one, other, other, one, one, ...: a drift falls on both alike."""
-    samples: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds):
-        order = [(one, samples[0]), (other, samples[1])]
-        for turn, kept in order if number % 2 == 0 else reversed(order):
-            kept.extend(turn())
-    return samples
-
-
 def record(case: Case, harness_ms: list[float], independent_ms: list[float]) -> dict[str, object]:
     """What was found, with every sample. `ratio` is the harness's throughput over the independent one."""
     ratio: Interval = ratio_interval(independent_ms, harness_ms)
@@ -115,7 +105,7 @@ def record(case: Case, harness_ms: list[float], independent_ms: list[float]) -> 
 @click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
 @click.option("--path", type=click.Choice([path.name for path in PATHS]), default="eager", show_default=True)
 @click.option("--device", type=click.Choice(get_args(Device)), help="[default: cuda where there is a GPU]")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each.")
+@click.option("--rounds", "rounds_", type=click.IntRange(1), default=5, show_default=True, help="Turns of each.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="Of one turn.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON with every sample here.")
 def main(
@@ -127,7 +117,7 @@ def main(
     image_size: int,
     path: str,
     device: str | None,
-    rounds: int,
+    rounds_: int,
     seconds: float,
     out: Path | None,
 ) -> None:
@@ -145,7 +135,9 @@ def main(
         device=cast("Device", device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
-    found = record(case, *interleave(harness_turns(case, settings), independent_turns(case, settings), rounds))
+    turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
+    taken = list(islice(rounds(turns), rounds_))
+    found = record(case, *(list(chain.from_iterable(turn[name] for turn in taken)) for name in turns))
     click.echo(
         f"{case.key}: harness {found['harness_images_per_s']:.2f} img/s, independent loop "
         f"{found['independent_images_per_s']:.2f} img/s, ratio {found['ratio']:.3f} "

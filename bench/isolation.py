@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -23,6 +23,8 @@ from time import monotonic
 from typing import Any
 
 _PRELOAD = ["bench.worker"]  # imports torch; the server imports it once and every worker inherits it
+
+SERVING = object()  # the answer of a worker that is ready for questions
 
 _connection: Connection | None = None  # in a worker: its line to the parent
 
@@ -45,6 +47,15 @@ def announce(phase: str) -> None:
         _connection.send(("phase", phase))
 
 
+def serve(reply: Callable[[], object]) -> None:
+    """In a worker: reply to each question of the parent until it has no more. Outside a worker nobody asks."""
+    if _connection is None:
+        return
+    _connection.send(("serving", None))
+    while _connection.recv():
+        _connection.send(("reply", reply()))
+
+
 def call(
     entry: str,
     *arguments: object,
@@ -61,19 +72,75 @@ def call(
         WorkerTimeoutError: no result after `timeout_s` seconds.
         WorkerCrashedError: it died or raised.
     """
+    with started(entry, *arguments, log=log) as worker:
+        return worker.answer(timeout_s, on_phase)
+
+
+@contextmanager
+def started(entry: str, *arguments: object, log: Path | None = None) -> Iterator["Worker"]:
+    """As `call`, for who wants to talk with the worker while it runs.
+
+    Raises:
+        WorkerCrashedError: it could not be started.
+    """
     with TemporaryDirectory(prefix="resbench-worker-", ignore_cleanup_errors=True) as scratch:
-        receiver, process = _started(entry, arguments, log, scratch)
+        line, process = _started(entry, arguments, log, scratch)
         try:
-            return _answer(receiver, process, timeout_s, on_phase)
+            yield Worker(line, process)
         finally:
             _end(process)
-            receiver.close()
+            line.close()
+
+
+class Worker:
+    """A worker that runs its entry, seen from the parent."""
+
+    def __init__(self, line: Connection, process: BaseProcess) -> None:
+        self._line, self._process = line, process
+        self._phase = "start-up"
+
+    def answer(self, timeout_s: float, on_phase: Callable[[str], None] = lambda _: None) -> Any:  # noqa: ANN401 - whatever the entry returns
+        """What the entry returns, or `SERVING` once it is ready for questions.
+
+        Raises:
+            WorkerTimeoutError: neither after `timeout_s` seconds.
+            WorkerCrashedError: it died or raised.
+        """
+        deadline = monotonic() + timeout_s
+        while True:
+            if not wait([self._line, self._process.sentinel], timeout=max(0.0, deadline - monotonic())):
+                raise WorkerTimeoutError(f"no result within {timeout_s:g} s, during {self._phase}")
+            message = _receive(self._line)
+            if message is None:
+                self._process.join()
+                raise WorkerCrashedError(f"{_cause(self._process.exitcode)} during {self._phase}")
+            kind, value = message
+            if kind == "phase":
+                self._phase = value
+                on_phase(value)
+            elif kind == "error":
+                raise WorkerCrashedError(f"{value} during {self._phase}")
+            else:
+                return SERVING if kind == "serving" else value
+
+    def ask(self, timeout_s: float) -> Any:  # noqa: ANN401 - whatever it replies
+        """The reply of a worker that serves. Raises as `answer`."""
+        self._tell(more=True)
+        return self.answer(timeout_s)
+
+    def dismiss(self) -> None:
+        """No more questions: the entry goes on."""
+        self._tell(more=False)
+
+    def _tell(self, *, more: bool) -> None:
+        with suppress(OSError):  # it is dead: its next answer says of what
+            self._line.send(more)
 
 
 def _started(
     entry: str, arguments: tuple[object, ...], log: Path | None, scratch: str
 ) -> tuple[Connection, BaseProcess]:
-    """A new worker, and the end of its line to us."""
+    """A new worker, and our end of the line to it."""
     # asks NVML whether there is a GPU: asking CUDA, as some import might, would make the server unfit for forking
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
@@ -84,41 +151,20 @@ def _started(
         forkserver.ensure_running()  # inherits the mask: Ctrl-C is for the parent, also while the server imports torch
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, entry, arguments, log, scratch))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, entry, arguments, log, scratch))
     try:
         process.start()
     except (EOFError, OSError) as error:  # what it prints goes to our stderr
         raise WorkerCrashedError(f"the server of workers died while importing torch ({describe(error)})") from error
-    sender.close()
-    return receiver, process
+    theirs.close()
+    return ours, process
 
 
-def _answer(receiver: Connection, process: BaseProcess, timeout_s: float, on_phase: Callable[[str], None]) -> Any:  # noqa: ANN401 - whatever the entry returns
-    """Listen to a worker until it has a result, an error or no time left."""
-    deadline = monotonic() + timeout_s
-    phase = "start-up"
-    while True:
-        if not wait([receiver, process.sentinel], timeout=max(0.0, deadline - monotonic())):
-            raise WorkerTimeoutError(f"no result within {timeout_s:g} s, during {phase}")
-        message = _receive(receiver)
-        if message is None:
-            process.join()
-            raise WorkerCrashedError(f"{_cause(process.exitcode)} during {phase}")
-        kind, value = message
-        if kind == "phase":
-            phase = value
-            on_phase(phase)
-        elif kind == "error":
-            raise WorkerCrashedError(f"{value} during {phase}")
-        else:
-            return value
-
-
-def _receive(receiver: Connection) -> tuple[str, Any] | None:
+def _receive(line: Connection) -> tuple[str, Any] | None:
     """The next message, or None when the worker died without one."""
     try:
-        return receiver.recv() if receiver.poll() else None
+        return line.recv() if line.poll() else None
     except (EOFError, OSError):  # OSError: it died in the middle of a message
         return None
 
@@ -138,10 +184,10 @@ def _cause(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _work(sender: Connection, entry: str, arguments: tuple[object, ...], log: Path | None, scratch: str) -> None:
+def _work(line: Connection, entry: str, arguments: tuple[object, ...], log: Path | None, scratch: str) -> None:
     """The life of a worker."""
     global _connection  # noqa: PLW0603 - one a process, set once
-    _connection = sender
+    _connection = line
     os.setsid()  # a group of its own: Ctrl-C reaches the parent alone, which then ends the group
     Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
@@ -152,9 +198,9 @@ def _work(sender: Connection, entry: str, arguments: tuple[object, ...], log: Pa
         value = getattr(import_module(module), function)(*arguments)
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever it is, the parent must hear of it
         sys.excepthook(type(error), error, error.__traceback__)
-        sender.send(("error", describe(error)))
+        line.send(("error", describe(error)))
     else:
-        sender.send(("value", value))
+        line.send(("value", value))
 
 
 def _end_with_parent() -> None:

@@ -81,10 +81,10 @@ def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
 
 
 def overhead(run: Run) -> str:
-    """One line: the wall time of the run over the time inside its measured regions (warm-up and samples)."""
+    """One line: the wall time of the run over the time inside its measured regions (`MEASURED_PHASES`)."""
     wall_s, measured_s = wall_and_measured_s(run)
     ratio = f": {wall_s / measured_s:.2f} times as long" if measured_s else ""
-    return f"harness overhead: {wall_s:.1f} s of wall time for {measured_s:.1f} s of warm-up and samples{ratio}"
+    return f"harness overhead: {wall_s:.1f} s of wall time for {measured_s:.1f} s of warm-up, samples and turns{ratio}"
 
 
 def table(rows: Rows, title: str = "") -> Table:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf
 
-from bench.stats import Interval, median_interval, percentile, ratio_interval
+from bench.stats import Interval, median_interval, percentile, speedups
 from bench.types import Case, Ceilings, Cost, Measurement, Memory, ParityResult, Result, Run, Status, Telemetry
 from resnet.paths import PATHS_BY_NAME
 
 BASELINE = "eager"
-MEASURED_PHASES = frozenset({"warm-up", "sampling"})  # the rest of a case's wall time is overhead
+MEASURED_PHASES = frozenset({"warm-up", "sampling", "turns"})  # the rest of a case's wall time is overhead
 
 # Statuses whose figures stand. The four besides `valid` mark the row; each can only have made it slower or noisier.
 TIMED_STATUSES = frozenset(
@@ -116,20 +116,24 @@ class Row:
         return self._speedup_over(self.eager_fp32)
 
     def _speedup_over(self, baseline: "Row | None") -> Interval | None:
+        """By turns (`bench.turns`); the samples of two rows are minutes apart and tell less."""
         if baseline is None or baseline.timed is None or self.timed is None:
             return None
         if baseline.case == self.case:  # 1 by definition, not a comparison of two measurements
             return Interval(low=1.0, median=1.0, high=1.0)
-        return ratio_interval(baseline.timed.samples_ms, self.timed.samples_ms)
+        turns = self.timed.turns
+        if baseline.case.key not in turns:
+            return None
+        return median_interval(speedups(turns[baseline.case.key], turns[self.case.key]))
 
     @property
     def break_even_steps(self) -> float | None:
         path = PATHS_BY_NAME.get(self.case.path)
         if path is None or not (path.compile_mode or path.cuda_graph):
             return None
-        if not (self.timed and self.step and self.eager and self.eager.timed and self.eager.step):
+        if not (self.timed and self.step and self.speedup and self.eager and self.eager.timed):
             return None
-        saved_ms = self.eager.step.median - self.step.median
+        saved_ms = self.step.median * (self.speedup.median - 1)
         if saved_ms <= 0:
             return inf
         spent_ms = 1e3 * (self.timed.first_call_s - self.eager.timed.first_call_s)
@@ -185,7 +189,7 @@ class Row:
 
 
 def wall_and_measured_s(run: Run) -> tuple[float, float]:
-    """Wall seconds of all sittings, and those inside warm-up and sampling: their ratio is the harness overhead."""
+    """Wall seconds of all sittings, and those in measured phases: their ratio is the harness overhead."""
     wall_s = sum(session.wall_s for session in run.sessions)
     return wall_s, sum(result.phases_s.get(phase, 0.0) for result in run.results for phase in MEASURED_PHASES)
 

@@ -9,10 +9,24 @@ from shutil import rmtree
 from time import monotonic
 from typing import Protocol
 
-from bench import maxbatch
-from bench.isolation import WorkerCrashedError, WorkerTimeoutError, call
+from bench import maxbatch, turns
+from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, started
 from bench.journal import Journal, read
-from bench.types import Case, Ceilings, Cost, Environment, Plan, Reference, Result, Run, Session, Status
+from bench.rows import BASELINE, TIMED_STATUSES
+from bench.types import (
+    Case,
+    Ceilings,
+    Cost,
+    Environment,
+    Plan,
+    Precision,
+    Reference,
+    Result,
+    Rounds,
+    Run,
+    Session,
+    Status,
+)
 
 LOGS = "logs"  # in the run directory: what the workers of failed cases printed
 REFERENCES = "references"  # in the run directory, while it runs: fp64 trajectories, gigabytes for a large cell
@@ -83,6 +97,7 @@ class _Sitting:
         self.references: dict[_Cell, Reference] = {}
         self.timed_out: dict[_Cell, WorkerTimeoutError] = {}  # making the cell's reference
         self.took_s: dict[str, float] = {}  # the longest case of each path so far
+        self.failed: set[str] = set()  # keys of cases that could not be timed in this sitting
 
     def run(self) -> str:
         """Run what is pending; why it stopped early, if it did."""
@@ -115,6 +130,8 @@ class _Sitting:
             )
             self.journal.append(result)
             self.observer.case_finished(result)
+            if result.status not in TIMED_STATUSES:
+                self.failed.add(case.key)
         return ""
 
     def _ceilings(self, device: str) -> Ceilings:
@@ -145,23 +162,33 @@ class _Sitting:
             result = Result(case=case, status=Status.CRASHED, reason=str(error))
         if result.status is Status.VALID:
             log.unlink(missing_ok=True)
-        return replace(result, phases_s={**phases.before_worker_s, **result.phases_s})
+        return replace(result, phases_s={**phases.outside_s, **result.phases_s})
 
     def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
         settings = self.plan.settings
         against = self._reference(case, log, phases)
         phases("start-up")
-        result: Result = call(
-            "bench.worker:run_case",
-            case,
-            settings,
-            against,
-            timeout_s=settings.timeout_s,
-            log=log,
-            on_phase=phases,
-        )
-        return result
+        baselines = self._baselines(case)
+        with started("bench.worker:run_case", case, settings, against, bool(baselines), log=log) as worker:
+            answer = worker.answer(settings.timeout_s, phases)
+            taken: dict[str, Rounds] = {}
+            if answer is SERVING:
+                taken = turns.compare(case, worker, baselines, settings, phases)
+                worker.dismiss()
+                answer = worker.answer(settings.timeout_s, phases)
+        result: Result = answer
+        measured = result.measurement
+        return replace(result, measurement=replace(measured, turns=taken)) if measured else result
+
+    def _baselines(self, case: Case) -> tuple[Case, ...]:
+        """Eager at the case's precision and at fp32, where the plan has them and they have not failed."""
+        if case.kind != "measure":
+            return ()
+        precisions: tuple[Precision, ...] = (case.precision, "fp32")
+        wanted = {replace(case, path=BASELINE, precision=precision) for precision in precisions}
+        known = {known for known in self.plan.cases if known.key not in self.failed}
+        return tuple(sorted(wanted & known - {case}, key=lambda baseline: baseline.key))
 
     def _reference(self, case: Case, log: Path, phases: "_Phases") -> Reference:
         """What the paths of a cell share. One that timed out is not tried again: each try would take as long."""
@@ -213,19 +240,19 @@ class _Sitting:
 
 
 class _Phases:
-    """Tells the observer of each phase, and keeps the wall seconds of those before the worker's own clock runs."""
+    """Tells the observer of each phase, and keeps the wall seconds of those that the worker does not time."""
 
-    _BEFORE_WORKER = ("reference", "start-up")
+    _OUTSIDE = ("reference", "start-up", "baselines", "turns")
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell
-        self.before_worker_s: dict[str, float] = {}
+        self.outside_s: dict[str, float] = {}
         self.current, self.since = "", 0.0
 
     def __call__(self, phase: str) -> None:
         now = monotonic()
-        if self.current in self._BEFORE_WORKER:
-            self.before_worker_s[self.current] = self.before_worker_s.get(self.current, 0.0) + now - self.since
+        if self.current in self._OUTSIDE:
+            self.outside_s[self.current] = self.outside_s.get(self.current, 0.0) + now - self.since
         self.current, self.since = phase, now
         self.tell(phase)
 

@@ -4,6 +4,7 @@ Samples are times of one step in any one unit, in the order they were taken. The
 samples; a drifting clock makes them too narrow, which is why runs compare within themselves, by interleaving.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -64,6 +65,19 @@ def ratio_interval(
     low, high = np.quantile(ratios, (tail, 1 - tail))
     median = float(np.median(over) / np.median(under))
     return Interval(low=min(float(low), median), median=median, high=max(float(high), median))
+
+
+def speedups(baseline: Sequence[npt.ArrayLike], candidate: Sequence[npt.ArrayLike]) -> Samples:
+    """The speed-up of each round: median of the baseline's turn over that of the candidate's.
+
+    The two turns of a round are neighbours in time, so that what slows the machine for longer than a round falls on
+    both and cancels; `median_interval` of the rounds is the interval of the speed-up. Above 1: the candidate is faster.
+
+    Raises:
+        ValueError: not one turn of each in every round, or samples that are not finite and above 0.
+    """
+    pairs = zip(baseline, candidate, strict=True)
+    return np.array([np.median(_checked_times(over)) / np.median(_checked_times(under)) for over, under in pairs])
 
 
 def converged(samples: npt.ArrayLike, target: float) -> bool:

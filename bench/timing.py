@@ -16,6 +16,8 @@ _WINDOW = 5  # steps whose median is compared with that of the steps before them
 _STEADY = 0.01  # relative difference of those medians that counts as steady
 _CHUNK_S = 0.25  # samples are taken in chunks of about this long; the stop rule is asked between chunks
 _MAX_SAMPLES = 5000
+_TURN_S = 0.1  # short against the drifts of clocks and of neighbours
+_TURN_STEPS = 100  # at most, for the size of the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,11 @@ def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
     while not times or (perf_counter() < deadline and not is_steady(times, _WINDOW, _STEADY)):
         times += clock.sample(step, _WINDOW if times else 1)
     return is_steady(times, _WINDOW, _STEADY), min(times[-_WINDOW:])
+
+
+def turn(step: Step, clock: Clock, *, step_ms: float) -> list[float]:
+    """A short run of steps, one side of a comparison by turns: ms of each. `step_ms` sets their number."""
+    return clock.sample(step, min(_TURN_STEPS, max(1, round(_TURN_S * 1e3 / step_ms))))
 
 
 def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> Timing:

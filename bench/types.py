@@ -62,7 +62,7 @@ class Settings:
     confidence: float = 0.005  # target half-width of the 95 % interval of the median, relative to the median
     warmup_budget_s: float = 5.0
     sample_minimum_s: float = 1.0  # a few steps see one moment of the clocks, of the temperature and of neighbours
-    sample_budget_s: float = 10.0
+    sample_budget_s: float = 10.0  # of the samples, and once more of the turns with eager
     timeout_s: float = 600.0  # wall time of one case
     parity_steps: int = 3  # optimizer steps of a parity check
     parity_budget_s: float = 120.0  # estimated time of the fp64 reference; a smaller batch is checked beyond it
@@ -99,6 +99,9 @@ class Telemetry:
     energy_steps: int = 0  # steps inside the energy window
 
 
+Rounds = tuple[tuple[float, ...], ...]  # ms of each step of each turn; in a round each program has one turn
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """What came out of timing one case."""
@@ -112,6 +115,7 @@ class Measurement:
     graph_breaks: int = 0  # graph breaks of the compiled model
     memory: Memory = field(default_factory=Memory)
     telemetry: Telemetry | None = None
+    turns: dict[str, Rounds] = field(default_factory=dict)  # by case key: its own and those of its baselines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 
 from bench import environment, limits, locate, memory, parity, reference, telemetry, timing
 from bench.inputs import make_batch, make_model, make_program
-from bench.isolation import announce, describe
+from bench.isolation import announce, describe, serve
 from bench.requirements import why_unsupported
 from bench.types import (
     Case,
@@ -80,9 +80,12 @@ def prepare_reference(case: Case, settings: Settings, rates: Ceilings, scratch: 
         return reference.prepare(case, settings, rates, scratch)
 
 
-def run_case(case: Case, settings: Settings, against: Reference) -> Result:
-    """Check a case, and if it is to be measured time it and check it once more. Running out of memory is a result."""
-    run = _CaseRun(case, settings, against)
+def run_case(case: Case, settings: Settings, against: Reference, turns: bool) -> Result:
+    """Check a case, and if it is to be measured time it and check it once more. Running out of memory is a result.
+
+    Where it is measured and `turns` are wanted, it serves them (`isolation.serve`) before the second check.
+    """
+    run = _CaseRun(case, settings, against, turns=turns)
     with _own_resources(case):
         try:
             return run.check_and_measure()
@@ -90,6 +93,17 @@ def run_case(case: Case, settings: Settings, against: Reference) -> Result:
             if not memory.is_out_of_memory(error):
                 raise
             return run.result(status=Status.OOM, reason=describe(error))
+
+
+def run_baseline(case: Case, settings: Settings) -> None:
+    """Warm a case up, for another one to be compared with, and serve turns of it."""
+    with _own_resources(case):
+        program = make_program(case, settings)
+        images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
+        step, clock = partial(program.step, program.place(images), labels), timing.CLOCKS[case.device]()
+        timing.first_call(step, clock)
+        _, step_ms = timing.warm_up(step, clock, settings)
+        serve(partial(timing.turn, step, clock, step_ms=step_ms))
 
 
 def fits(case: Case, settings: Settings) -> bool:
@@ -112,8 +126,8 @@ def fits(case: Case, settings: Settings) -> bool:
 class _CaseRun:
     """One case on its way through its phases; `phases_s` has the wall seconds of each."""
 
-    def __init__(self, case: Case, settings: Settings, against: Reference) -> None:
-        self.case, self.settings, self.against = case, settings, against
+    def __init__(self, case: Case, settings: Settings, against: Reference, *, turns: bool) -> None:
+        self.case, self.settings, self.against, self.turns = case, settings, against, turns
         self.phases_s: dict[str, float] = {}
         self.result = partial(Result, case=case, phases_s=self.phases_s)
         self.clock: timing.Clock = timing.CLOCKS[case.device]()
@@ -173,6 +187,8 @@ class _CaseRun:
         with self._phase("memory"):
             used = memory.measure(program, images, labels, baseline_bytes=self.baseline_bytes)
         count = len(timed.samples_ms)
+        if self.turns:
+            serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
         return Measurement(
             samples_ms=timed.samples_ms,
             wall_ms=timed.wall_ms,

@@ -69,6 +69,21 @@ def stop_in_the_middle_of_its_answer() -> None:
     os._exit(7)
 
 
+def take_turns(step_ms: float) -> str:
+    """Serve turns of one step that takes as long as told; of 0 ms, die of the first question."""
+    asked = 0
+
+    def reply() -> list[float]:
+        nonlocal asked
+        if not step_ms:
+            kill_itself()
+        asked += 1
+        return [step_ms]
+
+    isolation.serve(reply)
+    return f"asked {asked} times"
+
+
 def shout(words: str) -> None:
     print(words)  # noqa: T201
     os.write(2, b"and from C\n")

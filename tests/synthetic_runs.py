@@ -15,6 +15,7 @@ from bench.types import (
     Plan,
     Precision,
     Result,
+    Rounds,
     Run,
     Session,
     Settings,
@@ -95,7 +96,23 @@ def failed(case: Case, status: Status, reason: str, **changes: object) -> Result
     return result(case, None, status=status, reason=reason, **{"parity": None, "cost": None, **changes})
 
 
+def taken_turns(timed: Result, results: tuple[Result, ...]) -> Result:
+    """The result with the turns that its worker takes with its baselines, where they are among the results."""
+    if timed.measurement is None or timed.measurement.turns:
+        return timed
+    cells = [replace(timed.case, path="eager", precision=precision) for precision in {timed.case.precision, "fp32"}]
+    turns: dict[str, Rounds] = {
+        one.case.key: tuple((ms,) for ms in one.measurement.samples_ms)
+        for one in results
+        if one.measurement and one.case != timed.case and one.case in cells
+    }
+    if turns:
+        turns[timed.case.key] = tuple((ms,) for ms in reversed(timed.measurement.samples_ms))
+    return replace(timed, measurement=replace(timed.measurement, turns=turns))
+
+
 def run(*results: Result, pending: tuple[Case, ...] = (), **changes: object) -> Run:
+    results = tuple(taken_turns(one, results) for one in results)
     plain = Run(
         plan=Plan(
             name="example",

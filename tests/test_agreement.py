@@ -32,17 +32,6 @@ def test_tiny_case_end_to_end(tmp_path: Path, mode: str, precision: str) -> None
     assert torch.get_num_threads() == threads
 
 
-def test_turns_alternate() -> None:
-    turns: list[str] = []
-
-    def turn(name: str, ms: float) -> list[float]:
-        turns.append(name)
-        return [ms, ms]
-
-    assert agreement.interleave(lambda: turn("A", 1.0), lambda: turn("B", 2.0), 4) == ([1.0] * 8, [2.0] * 8)
-    assert "".join(turns) == "ABBAABBA"
-
-
 @pytest.mark.parametrize(
     ("harness_ms", "agrees"), [(10.0, True), (10.4, True), (9.6, True), (10.6, False), (9.4, False)]
 )

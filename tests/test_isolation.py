@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from processes import children, command_line, lives, wait_until
 
-from bench.isolation import WorkerCrashedError, WorkerTimeoutError, announce, call, describe
+from bench.isolation import (
+    SERVING,
+    WorkerCrashedError,
+    WorkerTimeoutError,
+    announce,
+    call,
+    describe,
+    serve,
+    started,
+)
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -92,6 +101,33 @@ def test_temporary_files_of_a_killed_worker_are_gone() -> None:
     (left,) = phases
     assert Path(left).parent.name.startswith("resbench-worker-")
     assert not Path(left).parent.exists()
+
+
+def test_worker_replies_until_it_is_dismissed() -> None:
+    with started("faulty:take_turns", 1.5) as worker:
+        assert worker.answer(60) is SERVING
+        assert [worker.ask(60), worker.ask(60)] == [[1.5], [1.5]]
+        worker.dismiss()
+        assert worker.answer(60) == "asked 2 times"
+
+
+def test_worker_that_dies_of_a_question_is_told() -> None:
+    with started("faulty:take_turns", 0.0) as worker:
+        worker.answer(60)
+        with pytest.raises(WorkerCrashedError, match=r"^SIGKILL during start-up$"):
+            worker.ask(60)
+        worker.dismiss()
+
+
+def test_worker_that_is_not_dismissed_ends_with_its_context() -> None:
+    with started("faulty:take_turns", 1.0) as worker:
+        worker.answer(60)
+        process = worker._process
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_serving_outside_a_worker_does_nothing() -> None:
+    serve(lambda: 1 / 0)
 
 
 def test_announcing_outside_a_worker_does_nothing() -> None:

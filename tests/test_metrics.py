@@ -28,7 +28,7 @@ from synthetic_runs import (
 from bench.metrics import METRICS, frame
 from bench.report import csv
 from bench.rows import TIMED_STATUSES
-from bench.types import Case, Cost, Memory, Result, Run, Status
+from bench.types import Case, Cost, Memory, Result, Rounds, Run, Status
 
 NAMED_COLUMNS = [
     "case", "model", "mode", "precision", "batch_size", "image_size", "path", "device", "world_size", "status",
@@ -132,6 +132,24 @@ def test_speedups_compare_with_eager_of_the_cell_and_with_eager_at_fp32() -> Non
     assert lone["speedup_vs_eager_fp32"] is pd.NA
 
 
+def test_speedups_come_from_turns_and_not_from_two_rows() -> None:
+    """Eager's own row was measured while the machine was slow."""
+    turns: dict[str, Rounds] = {CASE.key: ((6.0,), (9.0,)) * 10, COMPILE.key: ((4.0,), (6.0,)) * 10}
+    compiled = result(COMPILE, measurement=measurement(4.0, first_call_s=21.0, turns=turns))
+    values = row(run(result(CASE, 12.0), compiled), COMPILE.key)
+    assert [values[f"speedup_vs_eager{end}"] for end in ("", "_low", "_high")] == [1.5, 1.5, 1.5]
+    assert values["compile_break_even_steps"] == 20e3 / (4.0 * 0.5)
+
+
+def test_without_turns_there_is_no_speedup() -> None:
+    """Eager did not fit beside the path."""
+    alone: dict[str, Rounds] = {"other": ((1.0,),), COMPILE.key: ((1.0,),)}
+    values = row(run(result(CASE), result(COMPILE, measurement=measurement(4.0, turns=alone))), COMPILE.key)
+    assert values["images_per_s"] is not pd.NA
+    assert values["speedup_vs_eager"] is pd.NA
+    assert values["compile_break_even_steps"] is pd.NA
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -171,7 +189,9 @@ def test_an_eager_row_without_a_speed_is_no_baseline() -> None:
 )
 def test_break_even(path: str, step_ms: float, first_call_s: float, steps: float | None) -> None:
     case = replace(CASE, path=path)
-    values = row(run(result(CASE, 4.0), result(case, measurement=measurement(step_ms, first_call_s))), case.key)
+    turns: dict[str, Rounds] = {CASE.key: ((4.0,),), case.key: ((step_ms,),)}
+    timed = measurement(step_ms, first_call_s, turns=turns)
+    values = row(run(result(CASE, 4.0), result(case, measurement=timed)), case.key)
     found = values["compile_break_even_steps"]
     assert found is pd.NA if steps is None else found == steps
 

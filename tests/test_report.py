@@ -263,7 +263,7 @@ def test_notices_come_first() -> None:
 def test_overhead_is_wall_time_over_measured_time() -> None:
     overhead = section(rendered(run(result())), "Harness overhead")
     assert "33.0 s of wall time in 1 sitting" in overhead
-    assert "10.0 s were warm-up and samples: a ratio of 3.30" in overhead
+    assert "10.0 s were warm-up, samples and turns with eager: a ratio of 3.30" in overhead
     assert "Start-up took 0.500 s per case" in overhead
 
 

@@ -1,16 +1,17 @@
 """The sweep over workers that a test makes up, and once over real ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
-from bench import runner
-from bench.isolation import WorkerCrashedError, WorkerTimeoutError
+from bench import runner, turns
+from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError
 from bench.journal import read
-from bench.types import Case, Cost, Environment, Plan, Reference, Result, Run, Settings, Status
+from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds, Run, Settings, Status
 
 COST = Cost(flops=7, bytes=8)
 CPU_CASE = replace(CASE, device="cpu")
@@ -57,6 +58,7 @@ class Workers:
         self.fits: Callable[[int], bool] = lambda batch_size: batch_size <= 5
         self.weights_problem = ""
         self.references: list[Path] = []
+        self.baselines: dict[str, tuple[Case, ...]] = {}  # by key of the case
 
     def call(
         self,
@@ -71,9 +73,21 @@ class Workers:
         assert timeout_s > 0
         if log is not None:
             log.write_text("what the worker said")
-        if name in ("run_case", "fits"):
+        if name == "fits":
             on_phase("build")
         return getattr(self, f"_{name}")(*arguments)
+
+    @contextmanager
+    def started(self, entry: str, *arguments: object, log: Path | None = None) -> Iterator["TalkingWorker"]:
+        name = entry.removeprefix("bench.worker:")
+        self.calls.append((name, arguments))
+        if log is not None:
+            log.write_text("what the worker said")
+        yield TalkingWorker(lambda: getattr(self, f"_{name}")(*arguments), serves=bool(arguments[-1]))
+
+    def compare(self, case: Case, _: object, baselines: tuple[Case, ...], *__: object) -> dict[str, Rounds]:
+        self.baselines[case.key] = baselines
+        return {case.key: ((1.0,),)}
 
     def monotonic(self) -> float:
         return self.now_s
@@ -105,7 +119,7 @@ class Workers:
         self.references.append(file)
         return Reference(batch_size=case.batch_size, note="", files=(str(file),), eager_errors=({},))
 
-    def _run_case(self, case: Case, _: Settings, against: Reference) -> Result:
+    def _run_case(self, case: Case, _: Settings, against: Reference, __: bool) -> Result:
         assert all(Path(file).exists() for file in against.files), "a reference is there as long as it is needed"
         self.now_s += self.takes_s
         return self.measure(case)
@@ -114,10 +128,30 @@ class Workers:
         return self.fits(case.batch_size)
 
 
+class TalkingWorker:
+    """Ends with `result`; where it serves, not before it was dismissed."""
+
+    def __init__(self, result: Callable[[], object], *, serves: bool) -> None:
+        self.result, self.serves = result, serves
+        self.phases = ["build"]
+
+    def answer(self, timeout_s: float, on_phase: Callable[[str], None]) -> object:
+        assert timeout_s > 0
+        while self.phases:
+            on_phase(self.phases.pop())
+        return SERVING if self.serves else self.result()
+
+    def dismiss(self) -> None:
+        assert self.serves
+        self.serves = False
+
+
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     workers = Workers()
     monkeypatch.setattr(runner, "call", workers.call)
+    monkeypatch.setattr(runner, "started", workers.started)
+    monkeypatch.setattr(turns, "compare", workers.compare)
     monkeypatch.setattr(runner, "monotonic", workers.monotonic)
     return workers
 
@@ -235,17 +269,51 @@ def test_phases_before_the_worker_are_in_the_row(workers: Workers, directory: Pa
 def test_start_up_is_timed_up_to_the_first_phase(
     workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(entry: str, *arguments: object, **options: object) -> object:
-        if entry.endswith("run_case"):
-            workers.now_s += 0.75
-        return Workers.call(workers, entry, *arguments, **options)  # type: ignore[arg-type]
+    def started(*arguments: object, **options: object) -> AbstractContextManager[TalkingWorker]:
+        workers.now_s += 0.75
+        return Workers.started(workers, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "call", call)
+    monkeypatch.setattr(runner, "started", started)
     workers.measure = lambda case: result(case, phases_s={"build": 1.0})
     run, _ = sit(directory, plan())
     assert [row.phases_s for row in run.results] == [
         {"reference": 2.0, "start-up": 0.75, "build": 1.0}, *[{"start-up": 0.75, "build": 1.0}] * 2,
     ]  # fmt: skip
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def test_cases_are_compared_with_eager_of_their_cell(workers: Workers, directory: Path) -> None:
+    cells = [replace(case, precision=precision) for precision in ("fp32", "bf16") for case in CASES]
+    fp32, bf16 = cells[0], cells[3]
+    other_batch = replace(cells[4], batch_size=CASES[0].batch_size + 1)
+    sit(directory, plan(*cells, other_batch))
+    assert workers.baselines == {
+        **{case.key: (fp32,) for case in cells[1:4]},
+        **{case.key: (bf16, fp32) for case in cells[4:]},
+    }
+
+
+def test_eager_that_failed_is_no_baseline(workers: Workers, directory: Path) -> None:
+    """In the same process it would take the other case with it."""
+    workers.measure = lambda case: failed(case, Status.OOM, "full") if case.path == "eager" else result(case)
+    sit(directory, plan())
+    assert workers.baselines == {}
+
+
+def test_turns_are_in_the_row(workers: Workers, directory: Path) -> None:
+    run, _ = sit(directory, plan())
+    eager, compiled = run.results[0], run.results[2]
+    assert eager.measurement is not None
+    assert compiled.measurement is not None
+    assert (eager.measurement.turns, compiled.measurement.turns) == ({}, {compiled.case.key: ((1.0,),)})
+    assert set(workers.baselines) == {case.key for case in CASES[1:]}
+
+
+def test_parity_alone_takes_no_turns(workers: Workers, directory: Path) -> None:
+    sit(directory, plan(*(replace(case, kind="parity") for case in CASES)))
+    assert workers.baselines == {}
 
 
 # --- references -------------------------------------------------------------------------------------------------------
@@ -512,7 +580,9 @@ def test_tiny_sweep_with_real_workers(directory: Path) -> None:
     assert statuses(run) == ["eager valid", "channels_last valid", "cuda-graph unsupported", "eager valid"]
     eager, other, _, checked = run.results
     assert list(eager.phases_s)[:3] == ["reference", "start-up", "build"]
-    assert list(other.phases_s)[:2] == ["start-up", "build"], "the reference is shared"
+    assert list(other.phases_s)[:4] == ["start-up", "baselines", "turns", "build"], "the reference is shared"
+    assert other.measurement is not None
+    assert set(other.measurement.turns) == {eager.case.key, other.case.key}
     assert all(seconds >= 0 for row in run.results for seconds in row.phases_s.values())
     assert eager.measurement is not None
     assert eager.measurement.converged

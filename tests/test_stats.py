@@ -20,6 +20,7 @@ from bench.stats import (
     median_interval,
     percentile,
     ratio_interval,
+    speedups,
 )
 
 times = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200)
@@ -204,3 +205,26 @@ def test_a_percentile_is_between_0_and_100(q: float) -> None:
 def test_a_window_holds_a_sample() -> None:
     with pytest.raises(ValueError, match="window"):
         is_steady([1.0, 1.0], 0, 0.1)
+
+
+# --- speed-ups by rounds ----------------------------------------------------------------------------------------------
+
+
+def test_a_speedup_a_round() -> None:
+    found = speedups([(3.0, 1.0, 2.0), (8.0,)], [(1.0,), (3.0, 1.0)])
+    assert found.tolist() == [2.0, 4.0], "medians of the turns"
+
+
+def test_a_drift_falls_on_both_turns_of_a_round() -> None:
+    slowness = [1.0, 1.0, 1.5, 4.0, 3.0, 2.0]
+    assert set(speedups([(6 * by,) for by in slowness], [(4 * by,) for by in slowness])) == {1.5}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate"), [([(1.0,)], []), ([()], [(1.0,)]), ([(1.0,)], [(0.0,)]), ([(float("nan"),)], [(1.0,)])]
+)
+def test_rounds_without_a_time_for_both_are_refused(
+    baseline: list[tuple[float, ...]], candidate: list[tuple[float, ...]]
+) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        speedups(baseline, candidate)

@@ -1,7 +1,7 @@
 """What becomes of a case inside its process: statuses, reasons and phases. The programs are real, and tiny."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,9 +15,9 @@ from synthetic_runs import CEILINGS, FAILED, PASSED, TELEMETRY, measurement
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from bench import memory, worker
+from bench import memory, reference, worker
 from bench.isolation import call
-from bench.types import Case, Measurement, ParityResult, Reference, Settings, Status
+from bench.types import Case, Measurement, Mode, ParityResult, Reference, Settings, Status
 from resnet.model import build_model
 from resnet.program import Program, StepOutput
 
@@ -29,7 +29,7 @@ HUGE = replace(CASE, batch_size=2**22, image_size=224)  # 2.3 TiB of images
 
 @pytest.fixture(scope="module")
 def against(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return worker.prepare_reference(CASE, SETTINGS, RATES, tmp_path_factory.mktemp("reference"))
+    return reference.prepare(CASE, SETTINGS, RATES, tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_out_of_memory_is_told_from_other_errors(error: BaseException, is_memory
 
 
 def test_eager_case_is_valid(against: Reference) -> None:
-    result = worker.run_case(CASE, SETTINGS, against)
+    result = worker.run_case(CASE, SETTINGS, against, False)
     assert (result.status, result.reason, result.case) == (Status.VALID, "", CASE)
     assert list(result.phases_s) == ["build", "first call", "parity", "warm-up", "sampling", "memory"]
     assert result.measurement is not None
@@ -115,7 +115,7 @@ def test_eager_case_is_valid(against: Reference) -> None:
 
 
 def test_parity_case_is_checked_twice_and_not_timed(against: Reference) -> None:
-    result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against)
+    result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, False)
     assert (result.status, result.measurement) == (Status.VALID, None)
     assert result.parity is not None
     assert result.parity.tensors == 2
@@ -146,7 +146,7 @@ def test_wrong_output_leaves_no_speed(
     """Wrong from the start it is not even timed; right in its first check and wrong in the other, its time goes."""
     monkeypatch.setattr(Wrong, "right", right)
     make_programs(monkeypatch, Wrong)
-    result = worker.run_case(CASE, SETTINGS, against)
+    result = worker.run_case(CASE, SETTINGS, against, False)
     assert (result.status, result.measurement) == (Status.PARITY_FAILED, None)
     assert ("sampling" in result.phases_s) is timed
     assert result.parity is not None
@@ -164,7 +164,7 @@ def raise_in_each_step(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
 
 def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     raise_in_each_step(monkeypatch, torch.OutOfMemoryError("CUDA out of memory.\nlong story"))
-    result = worker.run_case(CASE, SETTINGS, against)
+    result = worker.run_case(CASE, SETTINGS, against, False)
     assert (result.status, result.reason) == (Status.OOM, "OutOfMemoryError: CUDA out of memory.")
     assert list(result.phases_s) == ["build", "first call"]
     assert not worker.fits(CASE, SETTINGS)
@@ -173,9 +173,46 @@ def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch, against: Ref
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     raise_in_each_step(monkeypatch, RuntimeError("illegal instruction"))
     with pytest.raises(RuntimeError, match="illegal"):
-        worker.run_case(CASE, SETTINGS, against)
+        worker.run_case(CASE, SETTINGS, against, False)
     with pytest.raises(RuntimeError, match="illegal"):
         worker.fits(CASE, SETTINGS)
+
+
+class Parent:
+    """Asks for three turns of whoever serves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[list[float]] = []
+        monkeypatch.setattr(worker, "serve", self.ask)
+
+    def ask(self, reply: Callable[[], list[float]]) -> None:
+        self.taken += [reply() for _ in range(3)]
+
+
+def test_turns_are_served_once_all_else_is_measured(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
+    parent = Parent(monkeypatch)
+    result = worker.run_case(CASE, SETTINGS, against, True)
+    assert result.status is Status.VALID, "checked once more after them"
+    assert list(result.phases_s)[-1] == "memory"
+    assert len(parent.taken) == 3
+    assert all(len(turn) > 1 and min(turn) > 0 for turn in parent.taken)
+
+
+def test_no_turns_where_none_are_wanted_or_nothing_is_timed(
+    monkeypatch: pytest.MonkeyPatch, against: Reference
+) -> None:
+    parent = Parent(monkeypatch)
+    worker.run_case(CASE, SETTINGS, against, False)
+    worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, True)
+    assert parent.taken == []
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_baseline_serves_turns(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
+    parent = Parent(monkeypatch)
+    worker.run_baseline(replace(CASE, mode=mode, precision="bf16"), SETTINGS)
+    assert all(min(turn) > 0 for turn in parent.taken)
+    assert len(parent.taken) == 3
 
 
 class Recompiling(Program):
@@ -196,7 +233,7 @@ class Recompiling(Program):
 def test_recompilation_while_sampling_is_told(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     make_programs(monkeypatch, Recompiling)
     with torch._dynamo.config.patch(recompile_limit=1000):
-        result = worker.run_case(CASE, SETTINGS, against)
+        result = worker.run_case(CASE, SETTINGS, against, False)
     assert result.measurement is not None
     samples = len(result.measurement.samples_ms)
     assert result.measurement.recompilations == samples, "one a sample; those of the warm-up do not count"
@@ -251,7 +288,7 @@ def test_probe_of_a_batch_in_a_real_worker() -> None:
 
 
 def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> None:
-    result = call("bench.worker:run_case", HUGE, SETTINGS, against)
+    result = call("bench.worker:run_case", HUGE, SETTINGS, against, False)
     assert result.status is Status.OOM
     assert "can't allocate memory" in result.reason
     assert list(result.phases_s) == ["build"]

@@ -154,13 +154,13 @@ def _ceilings(ceilings: Ceilings | None) -> str:
 
 
 def _overhead(run: Run) -> str:
-    """Wall time of the sweep over the time inside warm-up and sampling."""
+    """Wall time of the sweep over the time inside warm-up, samples and turns."""
     wall_s, inside_s = wall_and_measured_s(run)
     if not (wall_s and inside_s):
         return ""
     text = (
         f"The sweep took {significant(wall_s)} s of wall time in {count(len(run.sessions), 'sitting')}, of which "
-        f"{significant(inside_s)} s were warm-up and samples: a ratio of {wall_s / inside_s:.2f}."
+        f"{significant(inside_s)} s were warm-up, samples and turns with eager: a ratio of {wall_s / inside_s:.2f}."
     )
     starts = [result.phases_s["start-up"] for result in run.results if "start-up" in result.phases_s]
     return f"{text} Start-up took {significant(median(starts))} s per case (median)." if starts else text

@@ -7,6 +7,8 @@ from bench.report.text import code, count, interval, listing, ratio
 from bench.rows import BASELINE
 from bench.types import Status
 
+COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals that rank all rows of a batch
+
 
 def best(rows: list[Record]) -> Record:
     """The fastest of rows that have a speed."""
@@ -19,8 +21,13 @@ def at_largest_batch(rows: list[Record]) -> list[Record]:
 
 
 def contenders(winner: Record, rows: list[Record]) -> list[Record]:
-    """The rows that the run cannot tell from the winner: their intervals overlap."""
-    return [row for row in rows if row is not winner and row["images_per_s_high"] >= winner["images_per_s_low"]]
+    """The rows that the run cannot tell from the winner: their throughputs, or their speed-ups over eager, overlap."""
+    return [row for row in rows if row is not winner and any(_overlap(winner, row, name) for name in COMPARABLE)]
+
+
+def _overlap(winner: Record, row: Record, name: str) -> bool:
+    low, high = winner[f"{name}_low"], row[f"{name}_high"]
+    return low is not None and high is not None and high >= low
 
 
 def outcome(rows: list[Record], pending: int) -> str:
