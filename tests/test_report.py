@@ -33,7 +33,7 @@ from bench.report.glossary import STATUSES, columns_markdown, statuses_markdown
 from bench.report.records import records
 from bench.report.terminal import summary
 from bench.report.write import write
-from bench.types import Run, Session, Status
+from bench.types import Rounds, Run, Session, Status
 
 COMPILE = replace(CASE, path="compile")
 README = Path(__file__).parents[1] / "reports" / "README.md"
@@ -138,6 +138,15 @@ def test_the_verdict_admits_what_it_cannot_tell_apart_and_what_is_marked() -> No
     assert "Its row is marked unstable." in verdict
 
 
+def test_rows_are_not_told_apart_where_the_turns_do_not() -> None:
+    """Their throughputs are far apart, but were measured minutes apart."""
+    turns: dict[str, Rounds] = {CASE.key: ((2.0,), (4.0,), (6.0,)), COMPILE.key: ((3.0,),) * 3}
+    report = rendered(run(result(CASE, 6.0), result(COMPILE, measurement=measurement(3.0, turns=turns))))
+    (verdict,) = lines_with(report, "is fastest")
+    assert "1.33x [0.67, 2.00] eager in fp32" in verdict
+    assert "cannot tell it from `eager` in fp32" in verdict
+
+
 def test_a_marked_baseline_is_named() -> None:
     noisy = result(CASE, 4.0, status=Status.THROTTLED, reason="software power cap")
     (verdict,) = lines_with(rendered(run(noisy, result(COMPILE, 1.0))), "is fastest")
@@ -146,7 +155,7 @@ def test_a_marked_baseline_is_named() -> None:
 
 def test_without_eager_there_is_no_speedup() -> None:
     report = rendered(run(result(COMPILE, 1.0)))
-    assert "Eager has no speed at that batch and precision" in report
+    assert "It is not compared with eager" in report
     assert "1.00x" not in report
 
 

@@ -140,6 +140,7 @@ def test_there_is_an_end_to_samples(machine: Machine) -> None:
 def test_turns_are_short(machine: Machine, step_ms: float, steps: int) -> None:
     machine.steps_ms = repeat(step_ms)
     assert timing.turn(machine.step, machine, step_ms=step_ms) == [step_ms] * steps
+    assert machine.chunks == [1, steps], "the first step finds the other side's data in the caches"
 
 
 def test_wall_time_tells_what_the_device_does_not_see(machine: Machine) -> None:

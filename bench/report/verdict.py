@@ -94,7 +94,7 @@ def _caveats(winner: Record, rows: list[Record]) -> list[str]:
         others = any(row["path"] != BASELINE for row in rows)
         caveats.append("No path beats eager here." if others else "No other path has a speed here.")
     elif winner["speedup_vs_eager"] is None:
-        caveats.append("Eager has no speed at that batch and precision to compare with.")
+        caveats.append("It is not compared with eager, which has no speed at that batch or does not fit beside it.")
     caveats.append("Parity passed." if winner["parity"] == "pass" else "Its parity was not checked.")
     caveats += [f"{name} is marked {row['status']}." for name, row in _behind(winner, rows) if row["status"] != "valid"]
     return caveats
