@@ -6,7 +6,7 @@ with a step written down here once more. Both in one process on one device, by t
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.utils.benchmark import Timer
 
 from bench import environment, timing
 from bench.inputs import make_batch, make_program
-from bench.stats import Interval, ratio_interval
+from bench.stats import median_interval, speedups
 from bench.turns import Turn, rounds
 from bench.types import Case, Device, Mode, Precision, Settings
 from resnet.depths import DEPTHS
@@ -79,13 +79,13 @@ def independent_step(case: Case) -> Callable[[], None]:
     return step
 
 
-def record(case: Case, harness_ms: list[float], independent_ms: list[float]) -> dict[str, object]:
-    """What was found, with every sample. `ratio` is the harness's throughput over the independent one."""
-    ratio: Interval = ratio_interval(independent_ms, harness_ms)
+def record(case: Case, harness_ms: Sequence[list[float]], independent_ms: Sequence[list[float]]) -> dict[str, object]:
+    """What was found, with every sample of every turn. `ratio` is the harness's throughput over the independent one."""
+    ratio = median_interval(speedups(independent_ms, harness_ms))
     return {
         "case": case.key,
-        "harness_images_per_s": case.batch_size / median(harness_ms) * 1e3,
-        "independent_images_per_s": case.batch_size / median(independent_ms) * 1e3,
+        "harness_images_per_s": case.batch_size / median(chain(*harness_ms)) * 1e3,
+        "independent_images_per_s": case.batch_size / median(chain(*independent_ms)) * 1e3,
         "ratio": ratio.median,
         "ratio_low": ratio.low,
         "ratio_high": ratio.high,
@@ -105,8 +105,8 @@ def record(case: Case, harness_ms: list[float], independent_ms: list[float]) -> 
 @click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
 @click.option("--path", type=click.Choice([path.name for path in PATHS]), default="eager", show_default=True)
 @click.option("--device", type=click.Choice(get_args(Device)), help="[default: cuda where there is a GPU]")
-@click.option("--rounds", "rounds_", type=click.IntRange(1), default=5, show_default=True, help="Turns of each.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="Of one turn.")
+@click.option("--rounds", "rounds_", type=click.IntRange(1), default=15, show_default=True, help="Turns of each.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, help="Of one turn.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON with every sample here.")
 def main(
     *,
@@ -137,7 +137,7 @@ def main(
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
     turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
     taken = list(islice(rounds(turns), rounds_))
-    found = record(case, *(list(chain.from_iterable(turn[name] for turn in taken)) for name in turns))
+    found = record(case, *([turn[name] for turn in taken] for name in turns))
     click.echo(
         f"{case.key}: harness {found['harness_images_per_s']:.2f} img/s, independent loop "
         f"{found['independent_images_per_s']:.2f} img/s, ratio {found['ratio']:.3f} "

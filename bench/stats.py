@@ -1,7 +1,7 @@
 """What samples of a time say about it: medians, their intervals, and when to stop. numpy only, pure functions.
 
 Samples are times of one step in any one unit, in the order they were taken. The intervals hold for independent
-samples; a drifting clock makes them too narrow, which is why runs compare within themselves, by interleaving.
+samples; a drifting clock makes them too narrow, which is why speed-ups are measured by turns (`speedups`).
 """
 
 from collections.abc import Sequence
@@ -40,31 +40,6 @@ def median_interval(samples: npt.ArrayLike, *, confidence: float = 0.95) -> Inte
     ordered = np.sort(_checked(samples))
     rank = _rank(len(ordered), confidence)
     return Interval(low=float(ordered[rank - 1]), median=float(np.median(ordered)), high=float(ordered[-rank]))
-
-
-def ratio_interval(
-    baseline: npt.ArrayLike,
-    candidate: npt.ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """The speed-up median(baseline) / median(candidate) of two independent sets of times, with its interval.
-
-    Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Above 1: the candidate
-    is faster.
-
-    Raises:
-        ValueError: no samples, samples that are not finite and above 0, or a confidence outside (0, 1).
-    """
-    over, under = _checked_times(baseline), _checked_times(candidate)
-    tail = _tail(confidence)
-    generator = np.random.default_rng(seed)
-    ratios = _resampled_medians(over, resamples, generator) / _resampled_medians(under, resamples, generator)
-    low, high = np.quantile(ratios, (tail, 1 - tail))
-    median = float(np.median(over) / np.median(under))
-    return Interval(low=min(float(low), median), median=median, high=max(float(high), median))
 
 
 def speedups(baseline: Sequence[npt.ArrayLike], candidate: Sequence[npt.ArrayLike]) -> Samples:
@@ -132,22 +107,6 @@ def _rank(n: int, confidence: float) -> int:
     log_coefficients = np.concatenate(([0.0], np.cumsum(np.log((n - i + 1) / i))))
     below = np.cumsum(np.exp(log_coefficients - n * log(2)))  # P(Binomial < k) for k = 1, 2, ...
     return max(1, int(np.count_nonzero(below <= _tail(confidence))))
-
-
-def _resampled_medians(samples: Samples, resamples: int, generator: np.random.Generator) -> Samples:
-    """Medians of `resamples` draws of n samples with replacement, at the cost of sorting the samples once.
-
-    A draw picks the sorted sample at floor(n * u) for each of n uniform u, and the median of the draw is where the
-    median u points. That order statistic is drawn directly: U(k) ~ Beta(k, n-k+1), and for an even n its neighbour
-    U(k+1) = U(k) + (1 - U(k)) * Beta(1, n-k) (David and Nagaraja, Order Statistics, sections 2.1 and 2.5).
-    """
-    ordered, n = np.sort(samples), len(samples)
-    k = (n + 1) // 2
-    lower = generator.beta(k, n - k + 1, resamples)
-    upper = lower if n % 2 else lower + (1 - lower) * generator.beta(1, n - k, resamples)
-    places = np.minimum((np.stack((lower, upper)) * n).astype(np.intp), n - 1)
-    middle: Samples = ordered[places].mean(axis=0)
-    return middle
 
 
 def _tail(confidence: float) -> float:
