@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
-from synthetic_runs import ENVIRONMENT, FAILED, failed, result
+from synthetic_runs import ENVIRONMENT, FAILED, failed, measurement, result
 
 from bench import isolation, runner
 from bench.cli import main
@@ -19,7 +19,7 @@ from bench.journal import Journal, read
 from bench.options import Exit, exit_code
 from bench.progress import Watch
 from bench.sweep import load_preset, preset_names
-from bench.types import Case, Plan, Run, Session, Status
+from bench.types import Case, Plan, Rounds, Run, Session, Status
 from bench.types import Result as CaseResult
 
 REPORTS = {"results.jsonl", "results.csv", "report.md", "environment.json"}
@@ -203,10 +203,10 @@ def test_a_pipe_gets_one_line_a_case_and_no_control_codes(fake: FakeRunner) -> N
     lines = ended.stdout.splitlines()
     assert lines[:3] == [
         "cpu-quick: 2 cases to run",
-        "[1/2] valid          resnet18-infer-fp32-b8-i224-eager-cpu  2000.0 img/s, 4.000 ms  (16.5 s)",
-        "[2/2] oom            resnet18-infer-fp32-b8-i224-compile-cpu  because  (16.5 s)",
+        "[1/2] valid          resnet18-infer-fp32-b4-i224-eager-cpu  1000.0 img/s, 4.000 ms  (16.5 s)",
+        "[2/2] oom            resnet18-infer-fp32-b4-i224-compile-cpu  because  (16.5 s)",
     ]
-    assert "harness overhead: 30.0 s of wall time for 20.0 s of warm-up and samples: 1.50 times as long" in lines
+    assert "harness overhead: 30.0 s of wall time for 20.0 s of warm-up, samples and turns: 1.50 times as long" in lines
     files = lines[lines.index("wrote:") + 1 :]
     assert {Path(file).name for file in files} >= REPORTS
     assert all(Path(file).is_file() for file in files)
@@ -234,7 +234,7 @@ def test_json_is_one_object_on_stdout(fake: FakeRunner, quiet: bool) -> None:
     assert set(said) == {"rows", "files", "exit_code"}
     assert said["exit_code"] == ended.exit_code == Exit.FAILED
     eager, compiled = said["rows"]
-    assert (eager["path"], eager["images_per_s"], eager["batch_size"]) == ("eager", pytest.approx(2000.0), 8)
+    assert (eager["path"], eager["images_per_s"], eager["batch_size"]) == ("eager", pytest.approx(1000.0), 4)
     assert (compiled["status"], compiled["images_per_s"]) == ("crashed", None)
     assert {Path(file).name for file in said["files"]} >= REPORTS
     assert ("cases to run" in ended.stderr) is not quiet
@@ -242,7 +242,12 @@ def test_json_is_one_object_on_stdout(fake: FakeRunner, quiet: bool) -> None:
 
 def test_json_has_no_bare_infinity(fake: FakeRunner) -> None:
     """A path that is slower than eager never pays for its compilation."""
-    fake.becomes = lambda case: result(case, 4.0 if case.path == "eager" else 8.0)
+
+    def slower(case: Case) -> CaseResult:
+        turns: dict[str, Rounds] = {replace(case, path="eager").key: ((4.0,),), case.key: ((8.0,),)}
+        return result(case, measurement=measurement(8.0, turns=turns))
+
+    fake.becomes = slower
     said = json.loads(invoke(*CPU, "--json").stdout, parse_constant=pytest.fail)
     assert said["rows"][1]["compile_break_even_steps"] == "Infinity"
 
