@@ -182,7 +182,7 @@ class _Sitting:
         return replace(result, measurement=replace(measured, turns=taken)) if measured else result
 
     def _baselines(self, case: Case) -> tuple[Case, ...]:
-        """Eager at the case's precision and at fp32, where the plan has them and they have not failed."""
+        """Eager at the case's precision and at fp32, where the plan has them; one that failed would fail again."""
         if case.kind != "measure":
             return ()
         precisions: tuple[Precision, ...] = (case.precision, "fp32")

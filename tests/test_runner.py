@@ -296,7 +296,7 @@ def test_cases_are_compared_with_eager_of_their_cell(workers: Workers, directory
 
 
 def test_eager_that_failed_is_no_baseline(workers: Workers, directory: Path) -> None:
-    """In the same process it would take the other case with it."""
+    """It would fail again, or time out again, once a path."""
     workers.measure = lambda case: failed(case, Status.OOM, "full") if case.path == "eager" else result(case)
     sit(directory, plan())
     assert workers.baselines == {}
