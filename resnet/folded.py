@@ -6,6 +6,8 @@ section 3.2).
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from statistics import median
 from time import perf_counter_ns
 from typing import cast
 
@@ -17,17 +19,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from resnet.model import BasicBlock, Bottleneck, ResNet
 
 _TRIALS = 7  # timed runs of each candidate; the median decides
+_STEM_KERNEL = 7
 
 
 class FoldedConv2d(nn.Module):
     """Convolution with its BatchNorm folded in, then an optional residual add and ReLU.
 
     The first call on real input tries every way that this device offers (`_CANDIDATES`), times those that accept the
-    shape and keeps the fastest: `choice` names it, `rejected` says why others were not taken.
+    layer and keeps the fastest: `choice` names it, `rejected` says why others were not taken.
     """
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, *, relu: bool, dtype: torch.dtype, fusable: bool) -> None:
-        """Fold in fp64, keep in `dtype`. `fusable=False` keeps the layer off the fused library calls."""
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, *, relu: bool, dtype: torch.dtype) -> None:
+        """Fold in fp64, keep in `dtype`."""
         super().__init__()
         if bn.running_mean is None or bn.running_var is None:
             raise ValueError("folding needs running statistics, and this BatchNorm2d has track_running_stats=False")
@@ -47,33 +50,35 @@ class FoldedConv2d(nn.Module):
         self.geometry: tuple[list[int], list[int], list[int], int]
         self.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         self.relu = relu
-        self.fusable = fusable
         self.choice = ""
         self.rejected: dict[str, str] = {}
         self._packed: Tensor | None = None
         self._run: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W] and residual [N, K, H', W'] in the folded dtype, channels_last -> [N, K, H', W']."""
+        """x [N, C, H, W] and residual [N, K, H', W'] in the folded dtype, channels_last -> [N, K, H', W'].
+
+        The output may be written over the residual, which saves a buffer and its trip to memory.
+        """
         if self._run is None:
             self._run = self._choose(x, residual)
         return self._run(x, residual)
 
     def _choose(self, x: Tensor, residual: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
         """Measure the candidates on this input; the one with the smallest median time wins."""
-        candidates = {"separate": self._separate}
-        if self.fusable and self.relu:
-            candidates |= {name: call.__get__(self) for name, call in _CANDIDATES.get(x.device.type, {}).items()}
-        medians: dict[str, float] = {}
-        for name, call in candidates.items():
+        ways = {"separate": FoldedConv2d._separate} | _CANDIDATES.get(x.device.type, {})
+        target = None if residual is None else residual.clone()  # the trials write over it
+        accepted: dict[str, Callable[[], Tensor]] = {}
+        for name, way in ways.items():
             try:
-                call(x, residual)
+                way(self, x, target)
             except RuntimeError as error:
                 self.rejected[name] = str(error).split("\n", 1)[0].split(". ", 1)[0]
             else:
-                medians[name] = _median_ms(lambda call=call: call(x, residual), x.device)  # type: ignore[misc]
+                accepted[name] = partial(way, self, x, target)
+        medians = _medians_ms(accepted, x.device)
         self.choice = min(medians, key=lambda name: medians[name])
-        return candidates[self.choice]
+        return partial(ways[self.choice], self)
 
     def _separate(self, x: Tensor, residual: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.geometry
@@ -83,6 +88,10 @@ class FoldedConv2d(nn.Module):
         return out.relu_() if self.relu else out
 
     def _cudnn(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if not self.relu:
+            raise RuntimeError("it ends in a ReLU, which this layer has not")
+        if self.weight.shape[-1] == _STEM_KERNEL:
+            raise RuntimeError("kept off the 7x7 stem")
         stride, padding, dilation, groups = self.geometry
         if residual is None:
             return torch.cudnn_convolution_relu(x, self.weight, self.bias, stride, padding, dilation, groups)
@@ -96,13 +105,15 @@ class FoldedConv2d(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, padding, stride, dilation, groups, list(x.shape)
             )
+        geometry = (padding, stride, dilation, groups)
+        out: Tensor
         if residual is None:
-            out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self._packed, self.bias, padding, stride, dilation, groups, "relu", [], None
+            out = torch.ops.mkldnn._convolution_pointwise(
+                x, self._packed, self.bias, *geometry, "relu" if self.relu else "none", [], None
             )
         else:
-            out = torch.ops.mkldnn._convolution_pointwise(
-                x, residual, self._packed, self.bias, padding, stride, dilation, groups, "add", None, "relu", [], None
+            out = torch.ops.mkldnn._convolution_pointwise_(
+                residual, x, self._packed, self.bias, *geometry, "add", None, "relu" if self.relu else None, [], None
             )
         return out
 
@@ -121,15 +132,15 @@ class FoldedBlock(nn.Module):
         pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
-        self.convs = nn.ModuleList(FoldedConv2d(*pair, relu=True, dtype=dtype, fusable=True) for pair in pairs)
+        self.convs = nn.ModuleList(FoldedConv2d(*pair, relu=True, dtype=dtype) for pair in pairs)
         self.downsample: FoldedConv2d | None = None
         if block.downsample is not None:
             conv, bn = block.downsample
             assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)  # noqa: S101, PT018
-            self.downsample = FoldedConv2d(conv, bn, relu=False, dtype=dtype, fusable=False)
+            self.downsample = FoldedConv2d(conv, bn, relu=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype."""
+        """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype; x may be written over."""
         residual = x if self.downsample is None else self.downsample(x)
         *first, last = self.convs
         for conv in first:
@@ -139,12 +150,12 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedResNet(nn.Module):
-    """The whole network folded; the 7x7 stem stays off the fused calls."""
+    """The whole network folded."""
 
     def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype, fusable=False)
+        self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
         self.maxpool = model.maxpool
         stages = (model.layer1, model.layer2, model.layer3, model.layer4)
         for number, stage in enumerate(stages, start=1):
@@ -178,15 +189,17 @@ def choices(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _median_ms(call: Callable[[], Tensor], device: torch.device) -> float:
-    times = []
+def _medians_ms(calls: dict[str, Callable[[], Tensor]], device: torch.device) -> dict[str, float]:
+    """Median time of each call, taken in turns, so that a drift of the machine meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(_TRIALS):
-        _synchronize(device)
-        start = perf_counter_ns()
-        call()
-        _synchronize(device)
-        times.append(perf_counter_ns() - start)
-    return sorted(times)[_TRIALS // 2] / 1e6
+        for name, call in calls.items():
+            _synchronize(device)
+            start = perf_counter_ns()
+            call()
+            _synchronize(device)
+            times[name].append((perf_counter_ns() - start) / 1e6)
+    return {name: median(values) for name, values in times.items()}
 
 
 def _synchronize(device: torch.device) -> None:
