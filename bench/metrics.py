@@ -71,7 +71,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("samples", "steps", "samples", None, "Int64",
            "Timed steps; none is trimmed.", "sample_count"),
     Metric("first_call_s", "s", "first call", "lower", "Float64",
-           "First step: compilation, autotuning, algorithm search and graph capture, cold; never in the samples.",
+           "First step: compilation, autotuning, algorithm search and graph capture, cold; never in the samples. "
+           "What the compiler finds out once a machine (working vector instructions, precompiled headers) is not in it.",
            "measurement.first_call_s"),
     Metric("compile_break_even_steps", "steps", "break-even", "lower", "Float64",
            "Steps until a first call longer than eager's has paid for itself; 0 where it is not longer, `inf` where "

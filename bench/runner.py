@@ -27,9 +27,10 @@ from bench.types import (
     Session,
     Status,
 )
+from resnet.paths import PATHS_BY_NAME
 
 LOGS = "logs"  # in the run directory: what the workers of failed cases printed
-REFERENCES = "references"  # in the run directory, while it runs: fp64 trajectories, gigabytes for a large cell
+SCRATCH = "scratch"  # in the run directory, while it runs: fp64 trajectories take gigabytes for a large cell
 
 _SURVEY_TIMEOUT_S = 300.0
 _KEPT_REFERENCES = 4  # cells whose fp64 trajectories stay on disk; a large one takes gigabytes
@@ -70,7 +71,7 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
         _check_plan(plan)
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
-        _emptied(directory / REFERENCES) as scratch,
+        _emptied(directory / SCRATCH) as scratch,
     ):
         if plan is None:
             _check_plan(journal.plan)  # the weights may be gone
@@ -94,6 +95,7 @@ class _Sitting:
     def __init__(self, journal: Journal, observer: Observer, scratch: Path, deadline: float | None) -> None:
         self.journal, self.observer, self.scratch, self.deadline = journal, observer, scratch, deadline
         self.plan = journal.plan
+        self.tools: Path | None = None  # what the compiler knows of this machine, once a case has needed it
         self.references: dict[_Cell, Reference] = {}
         self.timed_out: dict[_Cell, WorkerTimeoutError] = {}  # making the cell's reference
         self.took_s: dict[str, float] = {}  # the longest case of each path so far
@@ -168,9 +170,11 @@ class _Sitting:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
         settings = self.plan.settings
         against = self._reference(case, log, phases)
+        tools = self._tools(case, log, phases)
         phases("start-up")
         baselines = self._baselines(case)
-        with started("bench.worker:run_case", case, settings, against, bool(baselines), log=log) as worker:
+        arguments = (case, settings, against, tools, bool(baselines))
+        with started("bench.worker:run_case", *arguments, log=log) as worker:
             answer = worker.answer(settings.timeout_s, phases)
             taken: dict[str, Rounds] = {}
             if answer is SERVING:
@@ -209,6 +213,17 @@ class _Sitting:
                 raise
         return self.references[cell]
 
+    def _tools(self, case: Case, log: Path, phases: "_Phases") -> Path | None:
+        """What the compiler finds out once a machine, for a case that compiles: once a sitting."""
+        if PATHS_BY_NAME[case.path].compile_mode is None:
+            return None
+        if self.tools is None:
+            phases("compiler")
+            tools, timeout_s = self.scratch / "compiler", self.plan.settings.timeout_s
+            call("bench.worker:prepare_compiler", case.device, tools, timeout_s=timeout_s, log=log)
+            self.tools = tools
+        return self.tools
+
     def _forget_old_references(self) -> None:
         """Make room on the disk: a trajectory that is asked for again is made again."""
         while len(self.references) >= _KEPT_REFERENCES:
@@ -221,6 +236,7 @@ class _Sitting:
     def _search_largest(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kind `max-batch`: each batch size in a process of its own, so that none finds another's leavings."""
         settings = self.plan.settings
+        tools = self._tools(case, log, phases)
 
         def fits(batch_size: int) -> bool:
             phases(f"batch {batch_size}")
@@ -228,6 +244,7 @@ class _Sitting:
                 "bench.worker:fits",
                 replace(case, batch_size=batch_size),
                 settings,
+                tools,
                 timeout_s=settings.timeout_s,
                 log=log,
             )
@@ -242,7 +259,7 @@ class _Sitting:
 class _Phases:
     """Tells the observer of each phase, and keeps the wall seconds of those that the worker does not time."""
 
-    _OUTSIDE = ("reference", "start-up", "baselines", "turns")
+    _OUTSIDE = ("reference", "compiler", "start-up", "baselines", "turns")
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell

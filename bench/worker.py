@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from shutil import copytree
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -39,6 +41,7 @@ from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 
 _USABLE_MEMORY = 0.95  # of what is free, for a case on the CPU: it is refused memory before the machine is in trouble
+_REHEARSAL_STEPS = 3  # of a baseline: the median tells how many steps make a turn
 _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
 
@@ -80,13 +83,24 @@ def prepare_reference(case: Case, settings: Settings, rates: Ceilings, scratch: 
         return reference.prepare(case, settings, rates, scratch)
 
 
-def run_case(case: Case, settings: Settings, against: Reference, turns: bool) -> Result:
+def prepare_compiler(device: Device, tools: Path) -> None:
+    """Let Inductor find out in `tools` what it finds out once a machine and keeps for all programs.
+
+    Which vector instructions work, Triton's launcher, and in a place of its own precompiled headers: some seconds that
+    are no part of the time that compiling one network takes.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tools)
+    torch.compile(torch.neg)(torch.ones(64, device=device))
+
+
+def run_case(case: Case, settings: Settings, against: Reference, tools: Path | None, turns: bool) -> Result:
     """Check a case, and if it is to be measured time it and check it once more. Running out of memory is a result.
 
-    Where it is measured and `turns` are wanted, it serves them (`isolation.serve`) before the second check.
+    Where it is measured and `turns` are wanted, it serves them (`isolation.serve`) before the second check. `tools` is
+    the folder of `prepare_compiler`, for a case that compiles.
     """
     run = _CaseRun(case, settings, against, turns=turns)
-    with _own_resources(case):
+    with _own_resources(case, tools):
         try:
             return run.check_and_measure()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -96,19 +110,22 @@ def run_case(case: Case, settings: Settings, against: Reference, turns: bool) ->
 
 
 def run_baseline(case: Case, settings: Settings) -> None:
-    """Warm a case up, for another one to be compared with, and serve turns of it."""
+    """Serve turns of a case, for another one to be compared with.
+
+    A few steps are warm-up enough: the other one has warmed the device, and each turn begins with an untimed step.
+    """
     with _own_resources(case):
         program = make_program(case, settings)
         images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
         step, clock = partial(program.step, program.place(images), labels), timing.CLOCKS[case.device]()
         timing.first_call(step, clock)
-        _, step_ms = timing.warm_up(step, clock, settings)
+        step_ms = median(clock.sample(step, _REHEARSAL_STEPS))
         serve(partial(timing.turn, step, clock, step_ms=step_ms))
 
 
-def fits(case: Case, settings: Settings) -> bool:
-    """Whether steps of the case fit the device's memory."""
-    with _own_resources(case):
+def fits(case: Case, settings: Settings, tools: Path | None) -> bool:
+    """Whether steps of the case fit the device's memory. `tools` as in `run_case`."""
+    with _own_resources(case, tools):
         try:
             program = make_program(case, settings)
             images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
@@ -258,11 +275,16 @@ def _compiler_counts() -> tuple[int, int]:
 
 
 @contextmanager
-def _own_resources(case: Case) -> Iterator[None]:
-    """A compile cache of the case's own, empty so that compile times are cold, and on the CPU a limit of its memory."""
+def _own_resources(case: Case, tools: Path | None = None) -> Iterator[None]:
+    """A compile cache of the case's own, and on the CPU a limit of its memory.
+
+    The cache holds nothing but `tools`, so that compile times of the network are cold.
+    """
     if case.device == "cpu":
         limit = int(memory.free_bytes("cpu") * _USABLE_MEMORY)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with TemporaryDirectory(prefix="resbench-compile-", ignore_cleanup_errors=True) as cache:
+        if tools is not None:
+            copytree(tools, cache, dirs_exist_ok=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         yield

@@ -97,10 +97,10 @@ def litter() -> str:
     return name
 
 
-def own_resources(case: Case) -> tuple[int, str, list[str]]:
+def own_resources(case: Case, tools: Path | None) -> tuple[int, str, list[str]]:
     """Of a case in its worker: the limit of its memory, its compile cache, and what is in there before it begins."""
     from bench import worker  # noqa: PLC0415 - imports torch
 
-    with worker._own_resources(case):
+    with worker._own_resources(case, tools):
         cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
         return resource.getrlimit(resource.RLIMIT_DATA)[0], cache, [entry.name for entry in Path(cache).iterdir()]

@@ -23,7 +23,10 @@ from bench.types import Case, Plan, Rounds, Run, Session, Status
 from bench.types import Result as CaseResult
 
 REPORTS = {"results.jsonl", "results.csv", "report.md", "environment.json"}
-CPU = ("run", "--preset", "cpu-quick", "--paths", "eager,compile", "--modes", "infer", "--precisions", "fp32")
+CPU = (
+    "run", "--preset", "cpu-quick", "--paths", "eager,compile", "--modes", "infer", "--precisions", "fp32",
+    "--batch-sizes", "4",
+)  # fmt: skip
 
 
 @dataclass

@@ -16,6 +16,7 @@ from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds
 COST = Cost(flops=7, bytes=8)
 CPU_CASE = replace(CASE, device="cpu")
 PATHS = ("eager", "channels_last", "compile")
+COMPILED = {"compile", "compile-max-autotune"}
 CASES = tuple(replace(CPU_CASE, path=path) for path in PATHS)
 
 
@@ -119,12 +120,18 @@ class Workers:
         self.references.append(file)
         return Reference(batch_size=case.batch_size, note="", files=(str(file),), eager_errors=({},))
 
-    def _run_case(self, case: Case, _: Settings, against: Reference, __: bool) -> Result:
+    def _run_case(self, case: Case, _: Settings, against: Reference, tools: Path | None, _turns: bool) -> Result:
+        assert (tools is not None and tools.is_dir()) == (case.path in COMPILED)
         assert all(Path(file).exists() for file in against.files), "a reference is there as long as it is needed"
         self.now_s += self.takes_s
         return self.measure(case)
 
-    def _fits(self, case: Case, _: Settings) -> bool:
+    def _prepare_compiler(self, device: str, tools: Path) -> None:
+        assert device == "cpu"
+        tools.mkdir()
+
+    def _fits(self, case: Case, _: Settings, tools: Path | None) -> bool:
+        assert (tools is not None) == (case.path in COMPILED)
         return self.fits(case.batch_size)
 
 
@@ -183,8 +190,8 @@ def test_plan_is_run_in_its_order_and_heard_of(workers: Workers, directory: Path
     assert workers.paths_run() == ["compile", "eager", "channels_last"]
     assert statuses(run) == ["compile valid", "eager valid", "channels_last valid"]
     assert heard[:7] == [
-        "started made-up 3", "case 1 compile", "phase compile reference", "phase compile start-up",
-        "phase compile build", "finished compile valid", "case 2 eager",
+        "started made-up 3", "case 1 compile", "phase compile reference", "phase compile compiler",
+        "phase compile start-up", "phase compile build", "finished compile valid",
     ]  # fmt: skip
     assert run.pending == ()
     assert run.environment == ENVIRONMENT
@@ -277,7 +284,8 @@ def test_start_up_is_timed_up_to_the_first_phase(
     workers.measure = lambda case: result(case, phases_s={"build": 1.0})
     run, _ = sit(directory, plan())
     assert [row.phases_s for row in run.results] == [
-        {"reference": 2.0, "start-up": 0.75, "build": 1.0}, *[{"start-up": 0.75, "build": 1.0}] * 2,
+        {"reference": 2.0, "start-up": 0.75, "build": 1.0}, {"start-up": 0.75, "build": 1.0},
+        {"compiler": 0.0, "start-up": 0.75, "build": 1.0},
     ]  # fmt: skip
 
 
@@ -314,6 +322,29 @@ def test_turns_are_in_the_row(workers: Workers, directory: Path) -> None:
 def test_parity_alone_takes_no_turns(workers: Workers, directory: Path) -> None:
     sit(directory, plan(*(replace(case, kind="parity") for case in CASES)))
     assert workers.baselines == {}
+
+
+# --- the compiler -----------------------------------------------------------------------------------------------------
+
+
+def test_the_compiler_is_prepared_once_a_sitting_if_a_case_compiles(workers: Workers, directory: Path) -> None:
+    sit(directory, plan(*CASES, replace(CASES[2], path="compile-max-autotune"), replace(CASES[2], kind="max-batch")))
+    assert workers.names("run_case", "fits").count("prepare_compiler") == 1
+    workers.calls.clear()
+    sit(directory.with_name("another"), plan(CASES[0]))
+    assert "prepare_compiler" not in workers.names()
+
+
+def test_a_compiler_that_does_not_work_costs_the_cases_that_compile(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise WorkerCrashedError("CppCompileError: C++ compile error during compiler")
+
+    monkeypatch.setattr(workers, "_prepare_compiler", broken)
+    run, _ = sit(directory, plan(*CASES))
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile crashed"]
+    assert run.results[-1].reason == "CppCompileError: C++ compile error during compiler"
 
 
 # --- references -------------------------------------------------------------------------------------------------------
@@ -366,7 +397,7 @@ def test_reference_that_timed_out_is_not_tried_again(
 def test_references_that_a_killed_run_left_are_not_used(workers: Workers, directory: Path) -> None:
     workers.measure = lambda case: failed(case, Status.OOM, "full")
     sit(directory, plan(CASES[0]))
-    left = directory / runner.REFERENCES / "of another sitting.pt"
+    left = directory / runner.SCRATCH / "of another sitting.pt"
     left.parent.mkdir()
     left.touch()
     workers.measure = lambda case: failed(case, Status.OOM, "full") if left.exists() else result(case)

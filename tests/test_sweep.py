@@ -245,7 +245,7 @@ def test_cpu_presets_hold_every_capable_path() -> None:
     quick = expand(load_preset("cpu-quick"))
     assert {(case.path, case.mode) for case in quick} == capable
     assert {(case.model, case.precision, case.batch_size) for case in quick} == {
-        ("resnet18", precision, 4) for precision in ("fp32", "bf16")
+        ("resnet18", precision, 2) for precision in ("fp32", "bf16")
     }
     large = expand(load_preset("cpu"))
     assert {(case.model, case.precision, case.batch_size) for case in large} == {

@@ -35,7 +35,7 @@ def against(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 @pytest.fixture(autouse=True)
 def own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     """No limits on the memory of the tests' own process."""
-    monkeypatch.setattr(worker, "_own_resources", lambda _: nullcontext())
+    monkeypatch.setattr(worker, "_own_resources", lambda *_: nullcontext())
 
 
 # --- status and reason ------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_out_of_memory_is_told_from_other_errors(error: BaseException, is_memory
 
 
 def test_eager_case_is_valid(against: Reference) -> None:
-    result = worker.run_case(CASE, SETTINGS, against, False)
+    result = worker.run_case(CASE, SETTINGS, against, None, False)
     assert (result.status, result.reason, result.case) == (Status.VALID, "", CASE)
     assert list(result.phases_s) == ["build", "first call", "parity", "warm-up", "sampling", "memory"]
     assert result.measurement is not None
@@ -115,7 +115,7 @@ def test_eager_case_is_valid(against: Reference) -> None:
 
 
 def test_parity_case_is_checked_twice_and_not_timed(against: Reference) -> None:
-    result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, False)
+    result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, None, False)
     assert (result.status, result.measurement) == (Status.VALID, None)
     assert result.parity is not None
     assert result.parity.tensors == 2
@@ -146,7 +146,7 @@ def test_wrong_output_leaves_no_speed(
     """Wrong from the start it is not even timed; right in its first check and wrong in the other, its time goes."""
     monkeypatch.setattr(Wrong, "right", right)
     make_programs(monkeypatch, Wrong)
-    result = worker.run_case(CASE, SETTINGS, against, False)
+    result = worker.run_case(CASE, SETTINGS, against, None, False)
     assert (result.status, result.measurement) == (Status.PARITY_FAILED, None)
     assert ("sampling" in result.phases_s) is timed
     assert result.parity is not None
@@ -164,18 +164,18 @@ def raise_in_each_step(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
 
 def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     raise_in_each_step(monkeypatch, torch.OutOfMemoryError("CUDA out of memory.\nlong story"))
-    result = worker.run_case(CASE, SETTINGS, against, False)
+    result = worker.run_case(CASE, SETTINGS, against, None, False)
     assert (result.status, result.reason) == (Status.OOM, "OutOfMemoryError: CUDA out of memory.")
     assert list(result.phases_s) == ["build", "first call"]
-    assert not worker.fits(CASE, SETTINGS)
+    assert not worker.fits(CASE, SETTINGS, None)
 
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     raise_in_each_step(monkeypatch, RuntimeError("illegal instruction"))
     with pytest.raises(RuntimeError, match="illegal"):
-        worker.run_case(CASE, SETTINGS, against, False)
+        worker.run_case(CASE, SETTINGS, against, None, False)
     with pytest.raises(RuntimeError, match="illegal"):
-        worker.fits(CASE, SETTINGS)
+        worker.fits(CASE, SETTINGS, None)
 
 
 class Parent:
@@ -191,7 +191,7 @@ class Parent:
 
 def test_turns_are_served_once_all_else_is_measured(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     parent = Parent(monkeypatch)
-    result = worker.run_case(CASE, SETTINGS, against, True)
+    result = worker.run_case(CASE, SETTINGS, against, None, True)
     assert result.status is Status.VALID, "checked once more after them"
     assert list(result.phases_s)[-1] == "memory"
     assert len(parent.taken) == 3
@@ -202,8 +202,8 @@ def test_no_turns_where_none_are_wanted_or_nothing_is_timed(
     monkeypatch: pytest.MonkeyPatch, against: Reference
 ) -> None:
     parent = Parent(monkeypatch)
-    worker.run_case(CASE, SETTINGS, against, False)
-    worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, True)
+    worker.run_case(CASE, SETTINGS, against, None, False)
+    worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, None, True)
     assert parent.taken == []
 
 
@@ -233,7 +233,7 @@ class Recompiling(Program):
 def test_recompilation_while_sampling_is_told(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
     make_programs(monkeypatch, Recompiling)
     with torch._dynamo.config.patch(recompile_limit=1000):
-        result = worker.run_case(CASE, SETTINGS, against, False)
+        result = worker.run_case(CASE, SETTINGS, against, None, False)
     assert result.measurement is not None
     samples = len(result.measurement.samples_ms)
     assert result.measurement.recompilations == samples, "one a sample; those of the warm-up do not count"
@@ -283,12 +283,12 @@ def test_weights_problem(tmp_path: Path) -> None:
 
 def test_probe_of_a_batch_in_a_real_worker() -> None:
     """The limit on a CPU case's memory refuses at once what no machine has."""
-    assert call("bench.worker:fits", CASE, SETTINGS) is True
-    assert call("bench.worker:fits", HUGE, SETTINGS) is False
+    assert call("bench.worker:fits", CASE, SETTINGS, None) is True
+    assert call("bench.worker:fits", HUGE, SETTINGS, None) is False
 
 
 def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> None:
-    result = call("bench.worker:run_case", HUGE, SETTINGS, against, False)
+    result = call("bench.worker:run_case", HUGE, SETTINGS, against, None, False)
     assert result.status is Status.OOM
     assert "can't allocate memory" in result.reason
     assert list(result.phases_s) == ["build"]
@@ -296,8 +296,19 @@ def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> N
 
 def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
     free = memory.free_bytes("cpu")
-    limit, cache, entries = call("faulty:own_resources", CASE)
+    limit, cache, entries = call("faulty:own_resources", CASE, None)
     assert 0 < limit < 2 * free, "of the free memory, which others use as well"
     assert entries == []
     assert not Path(cache).exists(), "gone with the case"
-    assert call("faulty:own_resources", replace(CASE, device="cuda"))[0] == resource.RLIM_INFINITY
+    assert call("faulty:own_resources", replace(CASE, device="cuda"), None)[0] == resource.RLIM_INFINITY
+
+
+def test_the_compiler_asks_the_machine_once_and_the_network_stays_cold(tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    call("bench.worker:prepare_compiler", "cpu", tools)
+    found = sorted(path.relative_to(tools) for path in tools.rglob("*") if path.is_file())
+    assert any(path.suffix == ".so" for path in found), "checks of vector instructions"
+    compiled = replace(CASE, path="compile")
+    _, cache, entries = call("faulty:own_resources", compiled, tools)
+    assert sorted(entries) == sorted(path.name for path in tools.iterdir())
+    assert not Path(cache).exists()
