@@ -72,7 +72,7 @@ METRICS: tuple[Metric, ...] = (
            "Timed steps; none is trimmed.", "sample_count"),
     Metric("first_call_s", "s", "first call", "lower", "Float64",
            "First step: compilation, autotuning, algorithm search and graph capture, cold; never in the samples. "
-           "What the compiler finds out once a machine (working vector instructions, precompiled headers) is not in it.",
+           "What the compiler finds out once a machine (usable vector instructions, precompiled headers) is left out.",
            "measurement.first_call_s"),
     Metric("compile_break_even_steps", "steps", "break-even", "lower", "Float64",
            "Steps until a first call longer than eager's has paid for itself; 0 where it is not longer, `inf` where "

@@ -136,11 +136,17 @@ def test_there_is_an_end_to_samples(machine: Machine) -> None:
     assert (len(timed.samples_ms), machine.chunks) == (5000, [2500, 2500])
 
 
-@pytest.mark.parametrize(("step_ms", "steps"), [(0.01, 100), (4.0, 25), (40.0, 2), (900.0, 1)])
+@pytest.mark.parametrize(("step_ms", "steps"), [(0.01, 100), (4.0, 25), (40.0, 2), (400.0, 1)])
 def test_turns_are_short(machine: Machine, step_ms: float, steps: int) -> None:
     machine.steps_ms = repeat(step_ms)
     assert timing.turn(machine.step, machine, step_ms=step_ms) == [step_ms] * steps
     assert machine.chunks == [1, steps], "the first step finds the other side's data in the caches"
+
+
+def test_a_step_of_seconds_needs_none_before_it(machine: Machine) -> None:
+    machine.steps_ms = repeat(900.0)
+    assert timing.turn(machine.step, machine, step_ms=900.0) == [900.0]
+    assert machine.chunks == [1]
 
 
 def test_wall_time_tells_what_the_device_does_not_see(machine: Machine) -> None:
