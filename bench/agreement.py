@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils.benchmark import Timer
 
-from bench import environment, timing
+from bench import environment, memory, timing
 from bench.inputs import make_batch, make_program
 from bench.stats import median_interval, speedups
 from bench.turns import Turn, rounds
@@ -135,6 +135,8 @@ def main(
         device=cast("Device", device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
+    if case.device == "cpu":
+        memory.keep_freed()  # as in the harness's workers
     turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
     taken = list(islice(rounds(turns), rounds_))
     found = record(case, *([turn[name] for turn in taken] for name in turns))

@@ -26,6 +26,7 @@ STEPS = 3
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
 ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
     "can't allocate memory",
@@ -51,6 +52,18 @@ class SavedStorage(NamedTuple):
 
     dtype: torch.dtype
     nbytes: int
+
+
+def keep_freed() -> None:
+    """Let this process keep the CPU memory that it frees, as CUDA's caching allocator does (mallopt(3), glibc).
+
+    By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
+    or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def baseline() -> int:

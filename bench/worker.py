@@ -276,13 +276,14 @@ def _compiler_counts() -> tuple[int, int]:
 
 @contextmanager
 def _own_resources(case: Case, tools: Path | None = None) -> Iterator[None]:
-    """A compile cache of the case's own, and on the CPU a limit of its memory.
+    """A compile cache of the case's own, and on the CPU a limit of its memory and no trips of it to the kernel.
 
     The cache holds nothing but `tools`, so that compile times of the network are cold.
     """
     if case.device == "cpu":
         limit = int(memory.free_bytes("cpu") * _USABLE_MEMORY)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        memory.keep_freed()
     with TemporaryDirectory(prefix="resbench-compile-", ignore_cleanup_errors=True) as cache:
         if tools is not None:
             copytree(tools, cache, dirs_exist_ok=True)

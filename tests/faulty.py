@@ -97,6 +97,22 @@ def litter() -> str:
     return name
 
 
+def page_faults(keep: bool) -> int:
+    """Of writing 200 MB for the second time, after it was freed."""
+    import torch  # noqa: PLC0415 - see `inherited`
+
+    from bench import memory  # noqa: PLC0415
+
+    if keep:
+        memory.keep_freed()
+    faults = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.full((50_000_000,), 1.0)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return faults[1]
+
+
 def own_resources(case: Case, tools: Path | None) -> tuple[int, str, list[str]]:
     """Of a case in its worker: the limit of its memory, its compile cache, and what is in there before it begins."""
     from bench import worker  # noqa: PLC0415 - imports torch
