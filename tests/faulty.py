@@ -98,7 +98,7 @@ def litter() -> str:
 
 
 def page_faults(keep: bool) -> int:
-    """Of writing 200 MB for the second time, after it was freed."""
+    """Of writing 200 MB that were freed before: the least of some times, as small blocks find their places first."""
     import torch  # noqa: PLC0415 - see `inherited`
 
     from bench import memory  # noqa: PLC0415
@@ -106,11 +106,11 @@ def page_faults(keep: bool) -> int:
     if keep:
         memory.keep_freed()
     faults = []
-    for _ in range(2):
+    for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.full((50_000_000,), 1.0)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return faults[1]
+    return min(faults[1:])
 
 
 def own_resources(case: Case, tools: Path | None) -> tuple[int, str, list[str]]:
