@@ -60,10 +60,8 @@ def keep_freed() -> None:
     By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
     or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    _glibc("mallopt", M_MMAP_MAX, 0)
+    _glibc("mallopt", M_TRIM_THRESHOLD, -1)
 
 
 def baseline() -> int:
@@ -159,7 +157,7 @@ def _measure_cuda(program: Stepper, images: Tensor, labels: Tensor) -> Memory:
 
 def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_bytes: int | None) -> Memory:
     gc.collect()
-    _trim_heap()
+    _glibc("malloc_trim", 0)  # so that what parity used is not in the resident set
     with suppress(OSError):  # some sandboxes forbid it: then the peak is that of the whole process life
         CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
     for _ in range(STEPS):
@@ -230,8 +228,8 @@ def _proc_bytes(file: Path, field: str) -> int | None:
     return None
 
 
-def _trim_heap() -> None:
-    """Give freed memory back to the kernel, so that what parity used is not in the resident set (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def _glibc(function: str, *arguments: int) -> None:
+    """Call what only glibc's allocator has; with another C library do nothing."""
+    found = getattr(ctypes.CDLL(None), function, None)
+    if found is not None:
+        found(*arguments)

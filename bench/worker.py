@@ -112,7 +112,7 @@ def run_case(case: Case, settings: Settings, against: Reference, tools: Path | N
 def run_baseline(case: Case, settings: Settings) -> None:
     """Serve turns of a case, for another one to be compared with.
 
-    A few steps are warm-up enough: the other one has warmed the device, and each turn begins with an untimed step.
+    A few steps are warm-up enough: the other one has warmed the device, and `timing.turn` sees to the caches.
     """
     with _own_resources(case):
         program = make_program(case, settings)
@@ -276,7 +276,7 @@ def _compiler_counts() -> tuple[int, int]:
 
 @contextmanager
 def _own_resources(case: Case, tools: Path | None = None) -> Iterator[None]:
-    """A compile cache of the case's own, and on the CPU a limit of its memory and no trips of it to the kernel.
+    """A compile cache of the case's own, and on the CPU a limit of its memory, of which it keeps what it frees.
 
     The cache holds nothing but `tools`, so that compile times of the network are cold.
     """

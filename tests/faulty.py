@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from bench import isolation
@@ -97,20 +98,35 @@ def litter() -> str:
     return name
 
 
-def page_faults(keep: bool) -> int:
-    """Of writing 200 MB that were freed before: the least of some times, as small blocks find their places first."""
+def page_faults(case: Case | None) -> int:
+    """Of writing 200 MB that were freed before, in a worker of `case` or in a plain one.
+
+    The least of some times, as small blocks find their places first.
+    """
     import torch  # noqa: PLC0415 - see `inherited`
 
-    from bench import memory  # noqa: PLC0415
+    from bench import worker  # noqa: PLC0415
 
-    if keep:
-        memory.keep_freed()
     faults = []
-    for _ in range(6):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.full((50_000_000,), 1.0)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    with worker._own_resources(case) if case else nullcontext():
+        for _ in range(6):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.full((50_000_000,), 1.0)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return min(faults[1:])
+
+
+def vector_checks(case: Case, tools: Path | None) -> int:
+    """How many programs a case compiles to learn which vector instructions work."""
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # noqa: PLC0415 - imports torch
+
+    from bench import worker  # noqa: PLC0415
+
+    with worker._own_resources(case, tools):
+        cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        before = set(cache.rglob("*.so"))
+        valid_vec_isa_list()
+        return len(set(cache.rglob("*.so")) - before)
 
 
 def own_resources(case: Case, tools: Path | None) -> tuple[int, str, list[str]]:

@@ -175,6 +175,21 @@ def test_a_folded_convolution_is_convolution_and_norm(affine: bool, bias: bool) 
         assert relative(layer(x, residual), ref + residual) < ERRORS[torch.float64]
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("choice", ["separate", "onednn-fused"])
+def test_every_way_adds_the_residual(choice: str, relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_fastest(monkeypatch, choice)
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6).eval()
+    layer = FoldedConv2d(conv, norm, relu=relu, dtype=torch.float32)
+    x, residual = torch.randn(2, 4, 9, 9), torch.randn(2, 6, 9, 9)
+    with torch.inference_mode():
+        ref = norm.double()(conv.double()(x.double())) + residual.double()
+        out = layer(*(tensor.clone(memory_format=torch.channels_last) for tensor in (x, residual)))
+    assert layer.choice == choice
+    assert relative(out, ref.relu() if relu else ref) < ERRORS[torch.float32]
+
+
 def test_a_norm_without_running_statistics_cannot_be_folded(shallow: ResNet) -> None:
     model = deepcopy(shallow)
     model.bn1 = nn.BatchNorm2d(64, track_running_stats=False)

@@ -303,12 +303,19 @@ def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
     assert call("faulty:own_resources", replace(CASE, device="cuda"), None)[0] == resource.RLIM_INFINITY
 
 
+def test_a_case_on_the_cpu_keeps_the_memory_that_it_frees() -> None:
+    """Pages are of 4 KiB, or in huge pages of 2 MiB: 200 MB are 95 of those at least."""
+    assert call("faulty:page_faults", None) > 90
+    assert call("faulty:page_faults", CASE) < 20
+
+
 def test_the_compiler_asks_the_machine_once_and_the_network_stays_cold(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     call("bench.worker:prepare_compiler", "cpu", tools)
-    found = sorted(path.relative_to(tools) for path in tools.rglob("*") if path.is_file())
-    assert any(path.suffix == ".so" for path in found), "checks of vector instructions"
+    assert any(path.suffix == ".so" for path in tools.rglob("*")), "checks of vector instructions"
     compiled = replace(CASE, path="compile")
+    assert call("faulty:vector_checks", compiled, None) > 0
+    assert call("faulty:vector_checks", compiled, tools) == 0
     _, cache, entries = call("faulty:own_resources", compiled, tools)
     assert sorted(entries) == sorted(path.name for path in tools.iterdir())
     assert not Path(cache).exists()
