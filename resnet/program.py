@@ -138,10 +138,14 @@ class Program:
 
 
 class _CapturedStep:
-    """A whole step as one CUDA graph over static inputs (https://docs.pytorch.org/docs/stable/notes/cuda.html)."""
+    """A whole step as one CUDA graph over static inputs (https://docs.pytorch.org/docs/stable/notes/cuda.html).
+
+    Making it leaves parameters, buffers and optimizer as they were: the steps before the capture are taken back.
+    """
 
     def __init__(self, program: Program, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
+        before = {name: value.clone() for name, value in program.model.state_dict().items()}
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -151,6 +155,7 @@ class _CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output = program._step(self.images, self.labels)
+        program.load(before)
 
     def replay(self, images: Tensor, labels: Tensor) -> StepOutput:
         self.images.copy_(images)

@@ -1,18 +1,16 @@
 import subprocess
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, get_args
 
 import pytest
 import torch
+from shallow_programs import CLASSES, EAGER, make_batch, make_model, make_program, relative, run
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from bench.requirements import fp16_runs_on_cpu, why_unsupported
 from bench.types import Case
-from resnet.depths import DEPTHS, Depth
-from resnet.model import ResNet, build_model
 from resnet.paths import PATHS, PATHS_BY_NAME, Need, Path
 from resnet.program import (
     LEARNING_RATE,
@@ -25,58 +23,9 @@ from resnet.program import (
     set_product_precision,
 )
 
-CLASSES = 10
-EAGER = PATHS_BY_NAME["eager"]
 COMPILED = [path for path in PATHS if path.compile_mode is not None]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_depth() -> Iterator[None]:
-    """One block a stage, so that compilation is quick."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, "resnet10", Depth(block="basic", layers=(1, 1, 1, 1)))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _flags_restored() -> Iterator[None]:
-    matmul = torch.get_float32_matmul_precision()
-    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    yield
-    torch.set_float32_matmul_precision(matmul)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
-
-
-def make_model() -> ResNet:
-    torch.manual_seed(0)
-    model = build_model("resnet10", num_classes=CLASSES)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return model
-
-
-def make_batch(seed: int = 1, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2, 3, 64, 64, generator=generator)
-    return images.to(device), torch.randint(CLASSES, (2,), generator=generator).to(device)
-
-
-def make_program(path: Path, mode: Mode, precision: Precision = "fp32", device: str = "cpu") -> Program:
-    return Program(path, make_model(), mode=mode, precision=precision, device=device)
-
-
-def run(program: Program, seed: int = 1) -> tuple[Tensor, Tensor | None]:
-    images, labels = make_batch(seed, program.device)
-    return program.step(program.place(images), labels)
-
-
-def relative(out: Tensor, ref: Tensor) -> float:
-    out, ref = out.detach().double(), ref.detach().double()
-    return float((out - ref).norm() / ref.norm())
+pytestmark = pytest.mark.usefixtures("shallow_depth", "flags_restored")
 
 
 # Every path.
@@ -341,63 +290,3 @@ def test_a_row_says_what_it_needs(path: Path) -> None:
 def test_the_table_is_read_without_torch() -> None:
     code = "import sys, resnet.paths; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0  # noqa: S603
-
-
-# CUDA: captured steps.
-
-cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
-captured = pytest.mark.parametrize("name", ["cuda-graph", "compile-reduce-overhead"])
-
-
-class TestCuda:
-    pytestmark = cuda
-
-    @captured
-    def test_captured_training_is_training(self, name: str) -> None:
-        program = make_program(PATHS_BY_NAME[name], "train", device="cuda")
-        eager = make_program(EAGER, "train", device="cuda")
-        state = {key: value.clone() for key, value in program.model.state_dict().items()}
-        run(program)  # warms up, compiles and captures
-        program.load(state)
-        for seed in (2, 3, 4):
-            logits, loss = run(program, seed)
-            wanted, wanted_loss = run(eager, seed)
-            assert relative(logits, wanted) < 1e-3
-            assert loss is not None
-            assert wanted_loss is not None
-            assert loss.item() == pytest.approx(wanted_loss.item(), rel=1e-3)
-        after = program.model.state_dict()
-        for key, value in eager.model.state_dict().items():
-            moved, wanted = after[key].double() - state[key].double(), value.double() - state[key].double()
-            assert relative(moved, wanted) < 0.2, key  # a ReLU may flip; steps of other inputs are off by 1
-
-    @captured
-    def test_captured_inference_follows_its_inputs(self, name: str) -> None:
-        program = make_program(PATHS_BY_NAME[name], "infer", device="cuda")
-        eager = make_program(EAGER, "infer", device="cuda")
-        for seed in (1, 2, 3):
-            assert relative(run(program, seed)[0], run(eager, seed)[0]) < 1e-4
-
-    def test_a_captured_step_copies_its_inputs(self) -> None:
-        program = make_program(PATHS_BY_NAME["cuda-graph"], "infer", device="cuda")
-        images, labels = make_batch(1, "cuda")
-        images = program.place(images)
-        kept = images.clone()
-        program.step(images, labels)
-        assert program._graph is not None
-        assert program._graph.images.data_ptr() != images.data_ptr()
-        assert program._graph.labels.data_ptr() != labels.data_ptr()
-        program.step(images + 1.0, labels)
-        assert torch.equal(images, kept)
-        assert torch.equal(program._graph.images, images + 1.0)
-
-    def test_captured_training_in_fp16_keeps_the_loss_scale_and_learns(self) -> None:
-        program = make_program(PATHS_BY_NAME["cuda-graph"], "train", "fp16", device="cuda")
-        before = program.model.get_parameter("fc.weight").detach().clone()
-        run(program)
-        run(program, seed=2)
-        assert program.scaler.get_scale() == LOSS_SCALE
-        gradient = program.gradients()["fc.weight"]
-        assert gradient is not None
-        assert gradient.isfinite().all()
-        assert not torch.equal(program.model.get_parameter("fc.weight"), before)
