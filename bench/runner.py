@@ -97,7 +97,7 @@ class _Sitting:
         self.plan = journal.plan
         self.tools: Path | None = None  # what the compiler knows of this machine, once a case has needed it
         self.references: dict[_Cell, Reference] = {}
-        self.timed_out: dict[_Cell, WorkerTimeoutError] = {}  # making the cell's reference
+        self.timed_out: dict[tuple[object, ...], WorkerTimeoutError] = {}  # making what cases share
         self.took_s: dict[str, float] = {}  # the longest case of each path so far
         self.failed: set[str] = set()  # keys of cases that could not be timed in this sitting
 
@@ -164,7 +164,8 @@ class _Sitting:
             result = Result(case=case, status=Status.CRASHED, reason=str(error))
         if result.status is Status.VALID:
             log.unlink(missing_ok=True)
-        return replace(result, phases_s={**phases.outside_s, **result.phases_s})
+        phases.end()
+        return replace(result, phases_s={**phases.took_s, **result.phases_s})  # the worker's own clock where it has one
 
     def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
@@ -195,22 +196,17 @@ class _Sitting:
         return tuple(sorted(wanted & known - {case}, key=lambda baseline: baseline.key))
 
     def _reference(self, case: Case, log: Path, phases: "_Phases") -> Reference:
-        """What the paths of a cell share. One that timed out is not tried again: each try would take as long."""
+        """What the paths of a cell share."""
         settings = self.plan.settings
         cell = (case.model, case.mode, case.batch_size, case.image_size, case.precision)
-        if cell in self.timed_out:
-            raise self.timed_out[cell]
         if cell not in self.references:
-            self._forget_old_references()
-            phases("reference")
-            arguments = (case, settings, self.ceilings, self.scratch)
-            try:
+            with self._not_again(cell):
+                self._forget_old_references()
+                phases("reference")
+                arguments = (case, settings, self.ceilings, self.scratch)
                 self.references[cell] = call(
                     "bench.worker:prepare_reference", *arguments, timeout_s=settings.timeout_s, log=log
                 )
-            except WorkerTimeoutError as error:
-                self.timed_out[cell] = error
-                raise
         return self.references[cell]
 
     def _tools(self, case: Case, log: Path, phases: "_Phases") -> Path | None:
@@ -218,11 +214,23 @@ class _Sitting:
         if PATHS_BY_NAME[case.path].compile_mode is None:
             return None
         if self.tools is None:
-            phases("compiler")
-            tools, timeout_s = self.scratch / "compiler", self.plan.settings.timeout_s
-            call("bench.worker:prepare_compiler", case.device, tools, timeout_s=timeout_s, log=log)
-            self.tools = tools
+            with self._not_again(("compiler",)):
+                phases("compiler")
+                tools, timeout_s = self.scratch / "compiler", self.plan.settings.timeout_s
+                call("bench.worker:prepare_compiler", case.device, tools, timeout_s=timeout_s, log=log)
+                self.tools = tools
         return self.tools
+
+    @contextmanager
+    def _not_again(self, shared: tuple[object, ...]) -> Iterator[None]:
+        """To make what cases share. If that timed out it is not tried again: each try would take as long."""
+        if shared in self.timed_out:
+            raise self.timed_out[shared]
+        try:
+            yield
+        except WorkerTimeoutError as error:
+            self.timed_out[shared] = error
+            raise
 
     def _forget_old_references(self) -> None:
         """Make room on the disk: a trajectory that is asked for again is made again."""
@@ -239,7 +247,7 @@ class _Sitting:
         tools = self._tools(case, log, phases)
 
         def fits(batch_size: int) -> bool:
-            phases(f"batch {batch_size}")
+            phases("search", f"batch {batch_size}")
             answer: bool = call(
                 "bench.worker:fits",
                 replace(case, batch_size=batch_size),
@@ -257,21 +265,24 @@ class _Sitting:
 
 
 class _Phases:
-    """Tells the observer of each phase, and keeps the wall seconds of those that the worker does not time."""
-
-    _OUTSIDE = ("reference", "compiler", "start-up", "baselines", "turns")
+    """Tells the observer of each phase, and keeps its wall seconds."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell
-        self.outside_s: dict[str, float] = {}
-        self.current, self.since = "", 0.0
+        self.took_s: dict[str, float] = {}
+        self.current, self.since = "", monotonic()
 
-    def __call__(self, phase: str) -> None:
+    def __call__(self, phase: str, step: str = "") -> None:
+        """The next phase, or the next `step` of one."""
+        self.end()
+        self.current = phase
+        self.tell(step or phase)
+
+    def end(self) -> None:
         now = monotonic()
-        if self.current in self._OUTSIDE:
-            self.outside_s[self.current] = self.outside_s.get(self.current, 0.0) + now - self.since
-        self.current, self.since = phase, now
-        self.tell(phase)
+        if self.current:
+            self.took_s[self.current] = self.took_s.get(self.current, 0.0) + now - self.since
+        self.current, self.since = "", now
 
 
 _Cell = tuple[object, ...]

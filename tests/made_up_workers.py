@@ -131,6 +131,7 @@ class Workers:
 
     def _fits(self, case: Case, _: Settings, tools: Path | None) -> bool:
         assert (tools is not None) == (case.path in COMPILED)
+        self.now_s += 1.0
         return self.fits(case.batch_size)
 
 

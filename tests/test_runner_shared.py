@@ -69,6 +69,18 @@ def test_a_compiler_that_does_not_work_costs_the_cases_that_compile(
     assert run.results[-1].reason == "CppCompileError: C++ compile error during compiler"
 
 
+def test_a_compiler_that_hangs_is_waited_for_once(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: object) -> None:
+        raise WorkerTimeoutError("no result within 60 s, during compiler")
+
+    monkeypatch.setattr(workers, "_prepare_compiler", hangs)
+    run, _ = sit(directory, plan(*CASES, replace(CASES[2], path="compile-max-autotune")))
+    assert statuses(run)[2:] == ["compile timeout", "compile-max-autotune timeout"]
+    assert workers.names().count("prepare_compiler") == 1
+
+
 # --- references -------------------------------------------------------------------------------------------------------
 
 
