@@ -4,6 +4,7 @@ Two calls on one machine give the same facts: no clock, temperature, pid or host
 names directories or users.
 """
 
+import hashlib
 import os
 import platform
 import re
@@ -52,12 +53,12 @@ X86_FEATURES = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_ti
 ARM_FEATURES = "asimd bf16 i8mm sve sve2 svebf16"
 
 
-def collect(device: Device, nvml: ModuleType = pynvml) -> Environment:
-    """Facts for a run on `device`. Raises ValueError for `cuda` without CUDA."""
+def collect(device: Device, nvml: ModuleType = pynvml, *, weights: str = "") -> Environment:
+    """Facts for a run on `device` with these weights. Raises ValueError for `cuda` without CUDA."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch finds no CUDA device here; use --device cpu")
     hardware = _gpu(nvml) if device == "cuda" else {"device": _cpu_name()}
-    facts = {"device_kind": device} | hardware | _machine() | _software() | _variables(os.environ)
+    facts = {"device_kind": device} | hardware | _machine() | _software() | _weights(weights) | _variables(os.environ)
     return Environment(facts=facts)
 
 
@@ -126,6 +127,14 @@ def _software() -> dict[str, str]:
         "numpy": _version("numpy"),
         "cpp_compiler": _compiler_version(),
     }
+
+
+def _weights(source: str) -> dict[str, str]:
+    """The first digits of the SHA-256 of a file of weights: its name stays where its content may not."""
+    if not Path(source).is_file():
+        return {}
+    with Path(source).open("rb") as file:
+        return {"weights_sha256": hashlib.file_digest(file, "sha256").hexdigest()[:12]}
 
 
 def _variables(variables: os._Environ[str] | dict[str, str]) -> dict[str, str]:

@@ -104,7 +104,8 @@ class _Sitting:
     def run(self) -> str:
         """Run what is pending; why it stopped early, if it did."""
         device = self.plan.cases[0].device
-        environment: Environment = call("bench.worker:survey", device, timeout_s=_SURVEY_TIMEOUT_S)
+        weights = self.plan.settings.weights
+        environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(environment)
         done = self.journal.done(environment.hash)
         pending = [case for case in self.plan.cases if case.key not in done]

@@ -45,9 +45,9 @@ _REHEARSAL_STEPS = 3  # of a baseline: the median tells how many steps make a tu
 _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
 
-def survey(device: Device) -> Environment:
-    """Where this is."""
-    return environment.collect(device)
+def survey(device: Device, weights: str) -> Environment:
+    """Where this is, and what is loaded."""
+    return environment.collect(device, weights=weights)
 
 
 def ceilings(device: Device) -> Ceilings:

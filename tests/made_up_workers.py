@@ -98,7 +98,7 @@ class Workers:
     def paths_run(self) -> list[str]:
         return [case.path for name, (case, *_) in self.calls if name == "run_case" and isinstance(case, Case)]
 
-    def _survey(self, device: str) -> Environment:
+    def _survey(self, device: str, _weights: str) -> Environment:
         assert device == "cpu"
         return self.environment
 

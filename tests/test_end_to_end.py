@@ -172,21 +172,21 @@ def test_parity_with_junit(here: Path) -> None:
 
 
 def test_weights_from_a_relative_file(here: Path) -> None:
-    """The file is what runs: one NaN in it, and parity fails."""
+    """The file is what runs: with one NaN in it parity fails, also where the run is resumed."""
     state = build_model("resnet18").state_dict()
-    torch.save(state, here / "good.pt")
+    torch.save(state, here / "r18.pt")
     ended = resbench(
-        here, "run", "--preset", "tiny.toml", *TINY, "--batch-size", "2", "--weights", "good.pt", "--out", "run"
+        here, "run", "--preset", "tiny.toml", *TINY, "--batch-size", "2", "--weights", "r18.pt", "--out", "run"
     )
     assert ended.returncode == 0, ended.stderr
     journal = (here / "run" / "results.jsonl").read_text()
-    assert records(here / "run", "plan")[0]["settings"]["weights"] == "good.pt"
+    assert records(here / "run", "plan")[0]["settings"]["weights"] == "r18.pt"
     for text in (journal, (here / "run" / "report.md").read_text()):
         assert str(here) not in text
 
     state["fc.bias"][7] = float("nan")
-    torch.save(state, here / "bad.pt")
-    ended = resbench(here, "parity", *TINY, "--weights", "bad.pt", "--device", "cpu")
+    torch.save(state, here / "r18.pt")
+    ended = resbench(here, "run", "--resume", "run")
     assert ended.returncode == 1, ended.stderr
 
 

@@ -45,6 +45,18 @@ def test_collect_is_the_same_twice_and_names_this_process() -> None:
     assert all(isinstance(value, str) and value for value in first.facts.values())
 
 
+def test_weights_of_the_same_name_and_another_content_are_another_environment(tmp_path: FilePath) -> None:
+    file = tmp_path / "weights.pt"
+    hashes = {collect("cpu", weights="DEFAULT").hash, collect("cpu", weights=str(tmp_path / "none.pt")).hash}
+    assert hashes == {collect("cpu").hash}
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found = collect("cpu", weights=str(file))
+        assert str(tmp_path) not in "\n".join(found.facts.values())
+        hashes.add(found.hash)
+    assert len(hashes) == 3
+
+
 def test_collect_tells_no_directory_host_or_user() -> None:
     told = "\n".join(collect("cpu").facts.values())
     assert str(FilePath.home()) not in told

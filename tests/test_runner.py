@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_measured(workers: Workers, directory: Path) -> Non
 
 
 def test_ctrl_c_before_the_first_case(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: str) -> Environment:
+    def interrupt(*_: str) -> Environment:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "_survey", interrupt)
@@ -304,7 +304,7 @@ def test_random_weights_need_no_look(workers: Workers, directory: Path) -> None:
 
 
 def test_survey_that_fails_ends_the_run(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(_: str) -> Environment:
+    def crash(*_: str) -> Environment:
         raise WorkerCrashedError("ImportError: no torch during start-up")
 
     monkeypatch.setattr(workers, "_survey", crash)
