@@ -135,10 +135,9 @@ def main(
         device=cast("Device", device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
-    if case.device == "cpu":
-        memory.keep_freed()  # as in the harness's workers
-    turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
-    taken = list(islice(rounds(turns), rounds_))
+    with memory.freed_is_kept(case.device):  # as in the harness's workers
+        turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
+        taken = list(islice(rounds(turns), rounds_))
     found = record(case, *([turn[name] for turn in taken] for name in turns))
     click.echo(
         f"{case.key}: harness {found['harness_images_per_s']:.2f} img/s, independent loop "

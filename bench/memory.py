@@ -11,8 +11,9 @@ temporaries of a captured step lie in that pool (`graph_pool_bytes`) and not in 
 import ctypes
 import gc
 import resource
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +27,9 @@ STEPS = 3
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+HAND_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_MMAP_THRESHOLD: 2**17}  # where glibc starts; set, they stay
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
 ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
     "can't allocate memory",
@@ -54,14 +57,21 @@ class SavedStorage(NamedTuple):
     nbytes: int
 
 
-def keep_freed() -> None:
-    """Let this process keep the CPU memory that it frees, as CUDA's caching allocator does (mallopt(3), glibc).
+@contextmanager
+def freed_is_kept(device: Device) -> Iterator[None]:
+    """Where steps are timed: on CPU the process keeps the memory that it frees, as CUDA's caching allocator does.
 
     By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
     or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
+    Memory that is kept is split and scattered, so that a step takes more of it: afterwards blocks go back at once.
     """
-    _glibc("mallopt", M_MMAP_MAX, 0)
-    _glibc("mallopt", M_TRIM_THRESHOLD, -1)
+    if device == "cpu":
+        _set_malloc(KEEP)
+    try:
+        yield
+    finally:
+        if device == "cpu":
+            _set_malloc(HAND_BACK)
 
 
 def baseline() -> int:
@@ -86,8 +96,9 @@ def free_bytes(device: Device) -> int:
 def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes: int | None = None) -> Memory:
     """Run a few steps and see what they take.
 
-    On CPU the peak is the resident set above `baseline_bytes` (from `baseline`), None without one. Parameters and
-    buffers change as by any step; the forward pass that counts activations leaves gradients and optimizer state alone.
+    On CPU the peak is the resident set above `baseline_bytes` (from `baseline`), None without one; from now on the
+    process hands freed blocks back to the kernel at once. Parameters and buffers change as by any step; the forward
+    pass that counts activations leaves gradients and optimizer state alone.
 
     Args:
         program: in steady state, that is after its first call.
@@ -156,13 +167,9 @@ def _measure_cuda(program: Stepper, images: Tensor, labels: Tensor) -> Memory:
 
 
 def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_bytes: int | None) -> Memory:
-    gc.collect()
-    _glibc("malloc_trim", 0)  # so that what parity used is not in the resident set
-    with suppress(OSError):  # some sandboxes forbid it: then the peak is that of the whole process life
-        CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
-    for _ in range(STEPS):
-        program.step(images, labels)
-    peak = _proc_bytes(STATUS, "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _set_malloc(HAND_BACK)
+    with ThreadPoolExecutor(1) as thread:  # a new one has a heap of its own: no freed blocks to go on with
+        peak = thread.submit(_peak_resident, program, images, labels).result()
     above = None if baseline_bytes is None else max(0, peak - baseline_bytes)
     return _memory(
         program,
@@ -171,6 +178,16 @@ def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_byte
         peak_allocated_bytes=above,
         process_bytes=peak,
     )
+
+
+def _peak_resident(program: Stepper, images: Tensor, labels: Tensor) -> int:
+    gc.collect()
+    _glibc("malloc_trim", 0)  # so that what parity used is not in the resident set
+    with suppress(OSError):  # some sandboxes forbid it: then the peak is that of the whole process life
+        CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
+    for _ in range(STEPS):
+        program.step(images, labels)
+    return _proc_bytes(STATUS, "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _memory(program: Stepper, *, footprint: int | None, activation_bytes: int | None, **measured: int | None) -> Memory:
@@ -226,6 +243,12 @@ def _proc_bytes(file: Path, field: str) -> int | None:
             if name == field:
                 return int(value.split()[0]) * 1024
     return None
+
+
+def _set_malloc(options: Mapping[int, int]) -> None:
+    """mallopt(3)."""
+    for option, value in options.items():
+        _glibc("mallopt", option, value)
 
 
 def _glibc(function: str, *arguments: int) -> None:

@@ -78,8 +78,8 @@ METRICS: tuple[Metric, ...] = (
            "Steps until a first call longer than eager's has paid for itself; 0 where it is not longer, `inf` where "
            "the path is not faster, empty for paths that neither compile nor capture.", "break_even_steps"),
     Metric("peak_allocated_bytes", "B", "peak memory", "lower", "Int64",
-           "Peak of a step. CUDA: caching allocator; CPU: resident set above the worker's baseline.",
-           "memory.peak_allocated_bytes"),
+           "Peak of a step. CUDA: caching allocator; CPU: resident set above the worker's baseline, freed blocks "
+           "handed back at once.", "memory.peak_allocated_bytes"),
     Metric("peak_reserved_bytes", "B", "peak reserved", "lower", "Int64",
            "CUDA: peak that the caching allocator held from the driver.", "memory.peak_reserved_bytes"),
     Metric("parameter_bytes", "B", "parameters", "lower", "Int64",

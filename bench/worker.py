@@ -114,7 +114,7 @@ def run_baseline(case: Case, settings: Settings) -> None:
 
     A few steps are warm-up enough: the other one has warmed the device, and `timing.turn` sees to the caches.
     """
-    with _own_resources(case):
+    with _own_resources(case), memory.freed_is_kept(case.device):
         program = make_program(case, settings)
         images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
         step, clock = partial(program.step, program.place(images), labels), timing.CLOCKS[case.device]()
@@ -194,18 +194,19 @@ class _CaseRun:
 
     def _measure(self, program: Program, images: Tensor, labels: Tensor, first_call_s: float) -> Measurement:
         step = partial(program.step, images, labels)
-        with self._phase("warm-up"):
-            steady, step_ms = timing.warm_up(step, self.clock, self.settings)
-        sampler = _sampler(self.case, self.foreign_pids)
-        recompilations, graph_breaks = _compiler_counts()
-        with self._phase("sampling"), sampler or nullcontext():
-            timed = timing.measure(step, self.clock, self.settings, step_ms=step_ms)
-        recompiled, broken = _compiler_counts()
+        with memory.freed_is_kept(self.case.device):
+            with self._phase("warm-up"):
+                steady, step_ms = timing.warm_up(step, self.clock, self.settings)
+            sampler = _sampler(self.case, self.foreign_pids)
+            recompilations, graph_breaks = _compiler_counts()
+            with self._phase("sampling"), sampler or nullcontext():
+                timed = timing.measure(step, self.clock, self.settings, step_ms=step_ms)
+            recompiled, broken = _compiler_counts()
+            if self.turns:
+                serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
         with self._phase("memory"):
             used = memory.measure(program, images, labels, baseline_bytes=self.baseline_bytes)
         count = len(timed.samples_ms)
-        if self.turns:
-            serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
         return Measurement(
             samples_ms=timed.samples_ms,
             wall_ms=timed.wall_ms,
@@ -276,14 +277,13 @@ def _compiler_counts() -> tuple[int, int]:
 
 @contextmanager
 def _own_resources(case: Case, tools: Path | None = None) -> Iterator[None]:
-    """A compile cache of the case's own, and on the CPU a limit of its memory, of which it keeps what it frees.
+    """A compile cache of the case's own, and on the CPU a limit of its memory.
 
     The cache holds nothing but `tools`, so that compile times of the network are cold.
     """
     if case.device == "cpu":
         limit = int(memory.free_bytes("cpu") * _USABLE_MEMORY)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        memory.keep_freed()
     with TemporaryDirectory(prefix="resbench-compile-", ignore_cleanup_errors=True) as cache:
         if tools is not None:
             copytree(tools, cache, dirs_exist_ok=True)

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from bench import isolation
-from bench.types import Case
+from bench.types import Case, Reference, Settings
 
 LOADED_BEFORE = frozenset(sys.modules)  # when the worker came to its entry
 
@@ -98,22 +97,79 @@ def litter() -> str:
     return name
 
 
-def page_faults(case: Case | None) -> int:
-    """Of writing 200 MB that were freed before, in a worker of `case` or in a plain one.
+class WritesAnew:
+    """A program whose steps write 200 MB that the step before has freed; counts the page faults of each."""
 
-    The least of some times, as small blocks find their places first.
+    def __init__(self) -> None:
+        self.faults: list[int] = []
+
+    def place(self, images: object) -> object:
+        return images
+
+    def step(self, *_: object) -> None:
+        import torch  # noqa: PLC0415 - see `inherited`
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.full((50_000_000,), 1.0)
+        self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def page_faults(case: Case, settings: Settings, role: str) -> int:
+    """Of a step that a worker times as a case, or as a baseline; or of a step that is not timed.
+
+    The least of some steps, as small blocks find their places first.
     """
+    from bench import memory, worker  # noqa: PLC0415 - imports torch
+
+    program = WritesAnew()
+    if role == "case":
+        setattr(memory, "measure", lambda *_, **__: None)  # noqa: B010 - in a process of its own
+        run = worker._CaseRun(case, settings, Reference(batch_size=1, note="", files=(), eager_errors=()), turns=False)
+        run._measure(program, None, None, 0.0)  # type: ignore[arg-type]
+    elif role == "baseline":
+        setattr(worker, "make_program", lambda *_: program)  # noqa: B010
+        setattr(worker, "serve", lambda reply: [reply() for _ in range(3)])  # noqa: B010
+        worker.run_baseline(case, settings)
+    else:
+        for _ in range(6):
+            program.step()
+    return min(program.faults[1:])
+
+
+class Scatters:
+    """A program whose steps hold 220 MB at most, of blocks that do not fit where others were freed."""
+
+    optimizer = None
+
+    def __init__(self) -> None:
+        import torch  # noqa: PLC0415 - see `inherited`
+
+        self.model = torch.nn.Identity()
+        self.kept: list[object] = []
+
+    def step(self, *_: object) -> None:
+        import torch  # noqa: PLC0415 - see `inherited`
+
+        blocks = [torch.ones(5_000_000, dtype=torch.uint8) for _ in range(40)]
+        del blocks[::2]
+        blocks += [torch.ones(6_000_000, dtype=torch.uint8) for _ in range(20)]
+        self.kept.append(torch.ones(100_000, dtype=torch.uint8))  # in what the next step could have used
+
+
+def peak_after_timing() -> int:
+    """Bytes that `memory.measure` finds for `Scatters` after steps that were timed."""
     import torch  # noqa: PLC0415 - see `inherited`
 
-    from bench import worker  # noqa: PLC0415
+    from bench import memory  # noqa: PLC0415 - imports torch
 
-    faults = []
-    with worker._own_resources(case) if case else nullcontext():
-        for _ in range(6):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.full((50_000_000,), 1.0)
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(faults[1:])
+    program, images = Scatters(), torch.ones(1)
+    start = memory.baseline()
+    with memory.freed_is_kept("cpu"):
+        for _ in range(5):
+            program.step()
+    peak = memory.measure(program, images, images, baseline_bytes=start).peak_allocated_bytes  # type: ignore[arg-type]
+    assert peak is not None
+    return peak
 
 
 def vector_checks(case: Case, tools: Path | None) -> int:

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from bench import memory, reference, worker
 from bench.isolation import call
-from bench.types import Case, Measurement, Mode, ParityResult, Reference, Settings, Status
+from bench.types import Case, Measurement, Memory, Mode, ParityResult, Reference, Settings, Status
 from resnet.model import build_model
 from resnet.program import Program, StepOutput
 
@@ -189,12 +189,18 @@ class Parent:
         self.taken += [reply() for _ in range(3)]
 
 
-def test_turns_are_served_once_all_else_is_measured(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
-    parent = Parent(monkeypatch)
+def test_turns_are_served_before_memory_is_measured(monkeypatch: pytest.MonkeyPatch, against: Reference) -> None:
+    parent, measure, taken = Parent(monkeypatch), memory.measure, []
+
+    def measure_memory(program: Program, images: Tensor, labels: Tensor, *, baseline_bytes: int) -> Memory:
+        taken.append(len(parent.taken))
+        return measure(program, images, labels, baseline_bytes=baseline_bytes)
+
+    monkeypatch.setattr(memory, "measure", measure_memory)
     result = worker.run_case(CASE, SETTINGS, against, None, True)
     assert result.status is Status.VALID, "checked once more after them"
     assert list(result.phases_s)[-1] == "memory"
-    assert len(parent.taken) == 3
+    assert taken == [3]
     assert all(turn and min(turn) > 0 for turn in parent.taken)
 
 
@@ -303,10 +309,11 @@ def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
     assert call("faulty:own_resources", replace(CASE, device="cuda"), None)[0] == resource.RLIM_INFINITY
 
 
-def test_a_case_on_the_cpu_keeps_the_memory_that_it_frees() -> None:
+def test_steps_that_are_timed_on_the_cpu_find_the_memory_that_was_freed() -> None:
     """Pages are of 4 KiB, or in huge pages of 2 MiB: 200 MB are 95 of those at least."""
-    assert call("faulty:page_faults", None) > 90
-    assert call("faulty:page_faults", CASE) < 20
+    assert call("faulty:page_faults", CASE, SETTINGS, "neither") > 90
+    assert call("faulty:page_faults", CASE, SETTINGS, "case") < 20
+    assert call("faulty:page_faults", CASE, SETTINGS, "baseline") < 20
 
 
 def test_the_compiler_asks_the_machine_once_and_the_network_stays_cold(tmp_path: Path) -> None:
