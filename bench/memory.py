@@ -59,11 +59,12 @@ class SavedStorage(NamedTuple):
 
 @contextmanager
 def freed_is_kept(device: Device) -> Iterator[None]:
-    """Where steps are timed: on CPU the process keeps the memory that it frees, as CUDA's caching allocator does.
+    """Around a program that is timed: on CPU keep the memory that it frees, as CUDA's caching allocator does.
 
     By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
     or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
-    Memory that is kept is split and scattered, so that a step takes more of it: afterwards blocks go back at once.
+    It matters as well where parameters lie, so this is for a program's whole life. But memory that is kept is split
+    and scattered, and steps take more of it: `measure` ends this, and so does the exit.
     """
     if device == "cpu":
         _set_malloc(KEEP)

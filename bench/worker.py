@@ -100,7 +100,7 @@ def run_case(case: Case, settings: Settings, against: Reference, tools: Path | N
     the folder of `prepare_compiler`, for a case that compiles.
     """
     run = _CaseRun(case, settings, against, turns=turns)
-    with _own_resources(case, tools):
+    with _own_resources(case, tools), memory.freed_is_kept(case.device):
         try:
             return run.check_and_measure()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -194,16 +194,15 @@ class _CaseRun:
 
     def _measure(self, program: Program, images: Tensor, labels: Tensor, first_call_s: float) -> Measurement:
         step = partial(program.step, images, labels)
-        with memory.freed_is_kept(self.case.device):
-            with self._phase("warm-up"):
-                steady, step_ms = timing.warm_up(step, self.clock, self.settings)
-            sampler = _sampler(self.case, self.foreign_pids)
-            recompilations, graph_breaks = _compiler_counts()
-            with self._phase("sampling"), sampler or nullcontext():
-                timed = timing.measure(step, self.clock, self.settings, step_ms=step_ms)
-            recompiled, broken = _compiler_counts()
-            if self.turns:
-                serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
+        with self._phase("warm-up"):
+            steady, step_ms = timing.warm_up(step, self.clock, self.settings)
+        sampler = _sampler(self.case, self.foreign_pids)
+        recompilations, graph_breaks = _compiler_counts()
+        with self._phase("sampling"), sampler or nullcontext():
+            timed = timing.measure(step, self.clock, self.settings, step_ms=step_ms)
+        recompiled, broken = _compiler_counts()
+        if self.turns:
+            serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
         with self._phase("memory"):
             used = memory.measure(program, images, labels, baseline_bytes=self.baseline_bytes)
         count = len(timed.samples_ms)

@@ -113,26 +113,29 @@ class WritesAnew:
         torch.full((50_000_000,), 1.0)
         self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
+    def steps(self) -> None:
+        for _ in range(6):
+            self.step()
+
 
 def page_faults(case: Case, settings: Settings, role: str) -> int:
     """Of a step that a worker times as a case, or as a baseline; or of a step that is not timed.
 
     The least of some steps, as small blocks find their places first.
     """
-    from bench import memory, worker  # noqa: PLC0415 - imports torch
+    from bench import worker  # noqa: PLC0415 - imports torch
 
     program = WritesAnew()
     if role == "case":
-        setattr(memory, "measure", lambda *_, **__: None)  # noqa: B010 - in a process of its own
-        run = worker._CaseRun(case, settings, Reference(batch_size=1, note="", files=(), eager_errors=()), turns=False)
-        run._measure(program, None, None, 0.0)  # type: ignore[arg-type]
+        setattr(worker._CaseRun, "check_and_measure", lambda _: program.steps())  # noqa: B010
+        against = Reference(batch_size=1, note="", files=(), eager_errors=())
+        worker.run_case(case, settings, against, None, False)
     elif role == "baseline":
         setattr(worker, "make_program", lambda *_: program)  # noqa: B010
         setattr(worker, "serve", lambda reply: [reply() for _ in range(3)])  # noqa: B010
         worker.run_baseline(case, settings)
     else:
-        for _ in range(6):
-            program.step()
+        program.steps()
     return min(program.faults[1:])
 
 
