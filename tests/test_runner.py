@@ -326,7 +326,7 @@ def test_tiny_sweep_with_real_workers(directory: Path) -> None:
     eager, other, _, checked = run.results
     assert list(eager.phases_s)[:3] == ["reference", "start-up", "build"]
     assert list(other.phases_s)[:2] == ["start-up", "build"], "the reference is shared"
-    assert list(other.phases_s)[-2:] == ["baselines", "turns"]
+    assert list(other.phases_s)[-3:] == ["baselines", "turns", "memory"]
     assert other.measurement is not None
     assert set(other.measurement.turns) == {eager.case.key, other.case.key}
     assert all(seconds >= 0 for row in run.results for seconds in row.phases_s.values())
