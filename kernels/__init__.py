@@ -1,1 +1,1 @@
-"""Triton kernels: one family, one file."""
+"""Kernels: one family, one file. Triton for GPUs; C++ for CPUs, where a file .py beside it makes the call."""
