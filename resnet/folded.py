@@ -7,8 +7,6 @@ section 3.2).
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
-from time import perf_counter_ns
 from typing import cast
 
 import torch
@@ -16,18 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from kernels.avx512_conv import CHANNELS, Algorithm, Avx512Conv2d
+from kernels.avx512_pool import avx512_max_pool2d
+from resnet.fastest import Fastest, Way
 from resnet.model import BasicBlock, Bottleneck, ResNet
 
-_TRIALS = 7  # timed runs of each candidate; the median decides
 _STEM_KERNEL = 7
 
 
-class FoldedConv2d(nn.Module):
-    """Convolution with its BatchNorm folded in, then an optional residual add and ReLU.
-
-    The first call on real input tries every way that this device offers (`_CANDIDATES`), times those that accept the
-    layer and keeps the fastest: `choice` names it, `rejected` says why others were not taken.
-    """
+class FoldedConv2d(Fastest):
+    """Convolution with its BatchNorm folded in, then an optional residual add and ReLU, by the fastest of its ways."""
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, *, relu: bool, dtype: torch.dtype) -> None:
         """Fold in fp64, keep in `dtype`."""
@@ -50,35 +46,13 @@ class FoldedConv2d(nn.Module):
         self.geometry: tuple[list[int], list[int], list[int], int]
         self.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         self.relu = relu
-        self.choice = ""
-        self.rejected: dict[str, str] = {}
-        self._packed: Tensor | None = None
-        self._run: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W] and residual [N, K, H', W'] in the folded dtype, channels_last -> [N, K, H', W'].
-
-        The output may be written over the residual, which saves a buffer and its trip to memory.
-        """
-        if self._run is None:
-            self._run = self._choose(x, residual)
-        return self._run(x, residual)
-
-    def _choose(self, x: Tensor, residual: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Measure the candidates on this input; the one with the smallest median time wins."""
+    def ways(self, x: Tensor) -> dict[str, Way]:
+        """Separate calls, and the fused ones that this type of device has (`_CANDIDATES`)."""
         ways = {"separate": FoldedConv2d._separate} | _CANDIDATES.get(x.device.type, {})
-        target = None if residual is None else residual.clone()  # the trials write over it
-        accepted: dict[str, Callable[[], Tensor]] = {}
-        for name, way in ways.items():
-            try:
-                way(self, x, target)
-            except RuntimeError as error:
-                self.rejected[name] = str(error).split("\n", 1)[0].split(". ", 1)[0]
-            else:
-                accepted[name] = partial(way, self, x, target)
-        medians = _medians_ms(accepted, x.device)
-        self.choice = min(medians, key=lambda name: medians[name])
-        return partial(ways[self.choice], self)
+        if _on_cpu_in_bf16(x):
+            ways |= _AVX512
+        return {name: partial(way, self) for name, way in ways.items()}
 
     def _separate(self, x: Tensor, residual: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.geometry
@@ -101,27 +75,80 @@ class FoldedConv2d(nn.Module):
 
     def _onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.geometry
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, stride, dilation, groups, list(x.shape)
-            )
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        packed: Tensor = self._once(
+            "onednn-fused", lambda: reorder(self.weight, padding, stride, dilation, groups, list(x.shape))
+        )
         geometry = (padding, stride, dilation, groups)
         out: Tensor
         if residual is None:
             out = torch.ops.mkldnn._convolution_pointwise(
-                x, self._packed, self.bias, *geometry, "relu" if self.relu else "none", [], None
+                x, packed, self.bias, *geometry, "relu" if self.relu else "none", [], None
             )
         else:
             out = torch.ops.mkldnn._convolution_pointwise_(
-                residual, x, self._packed, self.bias, *geometry, "add", None, "relu" if self.relu else None, [], None
+                residual, x, packed, self.bias, *geometry, "add", None, "relu" if self.relu else None, [], None
             )
         return out
+
+    def _avx512(self, x: Tensor, residual: Tensor | None, *, algorithm: Algorithm) -> Tensor:
+        convolve = self._once(
+            f"avx512-{algorithm}", lambda: Avx512Conv2d(algorithm, self.weight, self.bias, *self.geometry, self.relu)
+        )
+        return convolve(x, residual)
 
 
 _CANDIDATES: dict[str, dict[str, Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]]] = {
     "cuda": {"cudnn-fused": FoldedConv2d._cudnn},
     "cpu": {"onednn-fused": FoldedConv2d._onednn},
 }
+_AVX512: dict[str, Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]] = {
+    "avx512-direct": partial(FoldedConv2d._avx512, algorithm="direct"),
+    "avx512-winograd": partial(FoldedConv2d._avx512, algorithm="winograd"),
+}
+
+
+class FoldedLinear(Fastest):
+    """The classifier, by the fastest of its ways."""
+
+    def __init__(self, linear: nn.Linear, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().to(dtype, copy=True), requires_grad=False)
+        self.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
+
+    def ways(self, x: Tensor) -> dict[str, Way]:
+        """PyTorch's, and on CPU in bf16 ours: a 1x1 convolution of one pixel."""
+        ways: dict[str, Way] = {"aten": partial(FoldedLinear._aten, self)}
+        if _on_cpu_in_bf16(x):
+            ways["avx512-direct"] = partial(FoldedLinear._avx512, self)
+        return ways
+
+    def _aten(self, x: Tensor, _: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def _avx512(self, x: Tensor, _: Tensor | None) -> Tensor:
+        convolve = self._once("avx512-direct", self._as_convolution)
+        return convolve(x[:, :, None, None]).flatten(1)[:, : self.bias.numel()]
+
+    def _as_convolution(self) -> Avx512Conv2d:
+        more = -self.bias.numel() % CHANNELS
+        weight = F.pad(self.weight, (0, 0, 0, more))[:, :, None, None]
+        return Avx512Conv2d("direct", weight, F.pad(self.bias, (0, more)), (1, 1), (0, 0), (1, 1), 1, relu=False)
+
+
+class FoldedMaxPool2d(Fastest):
+    """The stem's max pooling, 3x3 at stride 2, by the fastest of its ways."""
+
+    def ways(self, x: Tensor) -> dict[str, Way]:
+        """PyTorch's, and ours for bf16 on CPU, which does not keep the places of the maxima."""
+        ways: dict[str, Way] = {"aten": lambda x, _: F.max_pool2d(x, 3, stride=2, padding=1)}
+        if _on_cpu_in_bf16(x):
+            ways["avx512"] = lambda x, _: avx512_max_pool2d(x)
+        return ways
+
+
+def _on_cpu_in_bf16(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 class FoldedBlock(nn.Module):
@@ -156,21 +183,19 @@ class FoldedResNet(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
-        self.maxpool = model.maxpool
+        self.maxpool = FoldedMaxPool2d()
         stages = (model.layer1, model.layer2, model.layer3, model.layer4)
         for number, stage in enumerate(stages, start=1):
             blocks = cast("Iterable[BasicBlock | Bottleneck]", stage)
             self.add_module(f"layer{number}", nn.Sequential(*(FoldedBlock(block, dtype) for block in blocks)))
-        self.avgpool = model.avgpool
-        self.fc = nn.Linear(model.fc.in_features, model.fc.out_features, dtype=dtype)
-        self.fc.load_state_dict(model.fc.state_dict())
+        self.fc = FoldedLinear(model.fc, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
         x = self.maxpool(self.conv1(images.to(self.dtype)))
         for number in range(1, 5):
             x = self.get_submodule(f"layer{number}")(x)
-        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
 
@@ -178,30 +203,3 @@ def fold(model: ResNet, dtype: torch.dtype) -> FoldedResNet:
     """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was."""
     device = next(model.parameters()).device
     return FoldedResNet(model, dtype).to(device).eval()
-
-
-def choices(model: nn.Module) -> dict[str, str]:
-    """What each folded convolution of `model` decided at its first call, by module name."""
-    return {
-        name: module.choice + "".join(f"; {other} refused: {why}" for other, why in module.rejected.items())
-        for name, module in model.named_modules()
-        if isinstance(module, FoldedConv2d) and module.choice
-    }
-
-
-def _medians_ms(calls: dict[str, Callable[[], Tensor]], device: torch.device) -> dict[str, float]:
-    """Median time of each call, taken in turns, so that a drift of the machine meets all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(_TRIALS):
-        for name, call in calls.items():
-            _synchronize(device)
-            start = perf_counter_ns()
-            call()
-            _synchronize(device)
-            times[name].append((perf_counter_ns() - start) / 1e6)
-    return {name: median(values) for name, values in times.items()}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from resnet.folded import choices, fold
+from resnet.fastest import choices
+from resnet.folded import fold
 from resnet.model import ResNet
 from resnet.paths import Path
 

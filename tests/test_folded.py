@@ -3,11 +3,13 @@ from copy import deepcopy
 
 import pytest
 import torch
+from cpus import needs_avx512_bf16
 from torch import Tensor, nn
 
 from bench.inputs import make_batch, make_model
-from resnet import folded
-from resnet.folded import FoldedConv2d, FoldedResNet, choices, fold
+from resnet import fastest, folded
+from resnet.fastest import choices
+from resnet.folded import FoldedConv2d, FoldedResNet, fold
 from resnet.model import ResNet
 
 Candidate = Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]
@@ -43,6 +45,11 @@ def relative(out: Tensor, ref: Tensor) -> float:
     return float((out.double() - ref).norm() / ref.norm())
 
 
+def convolutions(network: FoldedResNet) -> dict[str, str]:
+    """The choices without those of the pooling and the classifier, which have ways of their own."""
+    return {name: choice for name, choice in choices(network).items() if name not in ("maxpool", "fc")}
+
+
 def run(network: FoldedResNet, images: Tensor) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = network(images)
@@ -51,15 +58,16 @@ def run(network: FoldedResNet, images: Tensor) -> Tensor:
 
 def candidates(monkeypatch: pytest.MonkeyPatch, **calls: Candidate) -> None:
     monkeypatch.setattr(folded, "_CANDIDATES", {"cpu": calls})
+    monkeypatch.setattr(folded, "_AVX512", {})
 
 
-def make_fastest(monkeypatch: pytest.MonkeyPatch, fastest: str) -> None:
+def make_fastest(monkeypatch: pytest.MonkeyPatch, winner: str) -> None:
     """Replace the clock: the candidate of this name wins wherever it runs."""
 
     def medians(calls: dict[str, Callable[[], Tensor]], _: torch.device) -> dict[str, float]:
-        return {name: 1.0 if name == fastest else 2.0 for name in calls}
+        return {name: 1.0 if name == winner else 2.0 for name in calls}
 
-    monkeypatch.setattr(folded, "_medians_ms", medians)
+    monkeypatch.setattr(fastest, "_medians_ms", medians)
 
 
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
@@ -79,7 +87,8 @@ def test_every_convolution_records_its_choice(model: ResNet, images: Tensor) -> 
     network = fold(model, torch.float32)
     assert choices(network) == {}
     run(network, images)
-    made = choices(network)
+    assert {name: choices(network)[name] for name in ("maxpool", "fc")} == {"maxpool": "aten", "fc": "aten"}
+    made = convolutions(network)
     assert list(made) == [name for name, module in network.named_modules() if isinstance(module, FoldedConv2d)]
     assert len(made) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
     assert {choice.partition(";")[0] for choice in made.values()} <= {"separate", "onednn-fused"}
@@ -96,7 +105,7 @@ def test_the_stem_and_the_projections_stay_off_cudnns_fused_calls(
     candidates(monkeypatch, cudnn=FoldedConv2d._cudnn)
     network = fold(model, torch.float32)
     run(network, images)
-    made = choices(network)
+    made = convolutions(network)
     assert made.pop("conv1") == "separate; cudnn refused: kept off the 7x7 stem"
     projections = {made.pop(name) for name in list(made) if name.endswith("downsample")}
     assert projections == {"separate; cudnn refused: it ends in a ReLU, which this layer has not"}
@@ -113,8 +122,55 @@ def test_the_fastest_candidate_is_kept_and_right(
     before = images.clone()
     for _ in range(2):  # the choosing call and one after it
         assert relative(run(network, images), wanted(model, images)) < ERRORS[dtype]
-    assert set(choices(network).values()) == {choice}
+    assert {made.partition(";")[0] for made in convolutions(network).values()} == {choice}
     assert torch.equal(images, before)
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("choice", ["avx512-direct", "avx512-winograd"])
+def test_our_own_convolutions_are_right_in_the_network_where_they_apply(
+    model: ResNet, images: Tensor, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fastest(monkeypatch, choice)
+    network = fold(model, torch.bfloat16)
+    for _ in range(2):
+        assert relative(run(network, images), wanted(model, images)) < ERRORS[torch.bfloat16]
+    for name, made in convolutions(network).items():
+        conv = network.get_submodule(name)
+        assert isinstance(conv, FoldedConv2d)
+        *_, size = conv.weight.shape
+        takes = name != "conv1" and (choice == "avx512-direct" or (size, conv.geometry[0]) == (3, [1, 1]))
+        assert made.startswith(choice) == takes
+        assert (f"{choice} refused: takes only" in made) != takes
+
+
+@needs_avx512_bf16
+def test_the_pooling_and_the_classifier_have_ways_of_their_own(
+    model: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted_logits = wanted(model, images)
+    for pooling, classifier in (("aten", "aten"), ("avx512", "avx512-direct")):
+        winners = {pooling, classifier, "separate"}
+        monkeypatch.setattr(
+            fastest, "_medians_ms", lambda calls, _, winners=winners: {name: name not in winners for name in calls}
+        )
+        network = fold(model, torch.bfloat16)
+        for _ in range(2):
+            logits = run(network, images)
+            assert logits.shape == (2, 1000)
+            assert relative(logits, wanted_logits) < ERRORS[torch.bfloat16]
+        assert {name: choices(network)[name] for name in ("maxpool", "fc")} == {"maxpool": pooling, "fc": classifier}
+
+
+def test_only_what_the_chosen_way_prepared_is_kept(
+    shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for choice, kept in (("separate", set()), ("onednn-fused", {"onednn-fused"})):
+        make_fastest(monkeypatch, choice)
+        network = fold(shallow, torch.bfloat16)
+        run(network, images)
+        found = {name for conv in network.modules() if isinstance(conv, FoldedConv2d) for name in conv._kept}
+        assert found == kept
 
 
 def test_a_candidate_that_refuses_is_named_with_its_reason(
