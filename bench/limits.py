@@ -62,8 +62,9 @@ def cost(model: str, mode: Mode, precision: Precision, batch_size: int, image_si
     """FLOPs and minimal bytes of one step.
 
     FLOPs: the convolutions and the linear layer, two for each multiply-add, as torch.utils.flop_counter counts them;
-    training adds their gradients for weights and inputs (none for the images). Pointwise operators, BatchNorm, pooling,
-    the loss and the optimizer are not counted: below 1 % of a step.
+    training adds their gradients for weights and inputs (none for the images). They are those of the definition of a
+    convolution, so that Winograd's algorithm, which multiplies less, may go below a floor made of them. Pointwise
+    operators, BatchNorm, pooling, the loss and the optimizer are not counted: below 1 % of a step.
 
     Bytes: every convolution and linear layer reads its input once and writes its output once, and reads its weights
     once, all at the precision's width (fp32, tf32: 4 bytes; bf16, fp16: 2). Training adds for each: the gradient of its

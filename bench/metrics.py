@@ -102,10 +102,12 @@ METRICS: tuple[Metric, ...] = (
            "Eager's own relative L2 error of the same tensor at the same precision.",
            "checked.worst.eager_error"),
     Metric("flops", "FLOP", "FLOPs", None, "Int64",
-           "Floating-point operations of one step, two for a multiply-add.", "cost.flops"),
+           "Floating-point operations of one step by the definition of its convolutions, two for a multiply-add, "
+           "whichever algorithm computes them.", "cost.flops"),
     Metric("floor_ms", "ms", "floor", None, "Float64",
            "Least step time at this device's measured ceilings: the larger of FLOPs over the matrix-multiply rate and "
-           "minimal bytes over the copy rate.", "floor_ms"),
+           "minimal bytes over the copy rate. Convolutions by Winograd's algorithm multiply less and may go below it.",
+           "floor_ms"),
     Metric("floor_percent", "%", "of floor", "higher", "Float64",
            "Floor over the median step time.", "floor_percent"),
     Metric("mfu", "fraction", "MFU", "higher", "Float64",
