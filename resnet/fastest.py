@@ -1,5 +1,6 @@
 """A layer that can be computed in several ways and keeps the one that measures fastest on its first real input."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -16,7 +17,7 @@ Way = Callable[[Tensor, Tensor | None], Tensor]
 _TRIALS = 7  # timed runs of each way; the median decides
 
 
-class Fastest(nn.Module):
+class Fastest(nn.Module, ABC):
     """Base of such layers. `choice` names the way taken, `rejected` says by name why others were not tried further."""
 
     def __init__(self) -> None:
@@ -26,12 +27,12 @@ class Fastest(nn.Module):
         self._kept: dict[str, Any] = {}
         self._run: Way | None = None
 
+    @abstractmethod
     def ways(self, x: Tensor) -> dict[str, Way]:
         """What this layer can try on inputs like x; a way raises RuntimeError where it refuses the layer or the input.
 
         A way takes (x, residual) and may write its output over the residual.
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [N, C, H, W] and residual [N, K, H', W'], channels_last -> [N, K, H', W'].

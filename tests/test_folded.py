@@ -118,11 +118,12 @@ def test_the_fastest_candidate_is_kept_and_right(
     model: ResNet, images: Tensor, dtype: torch.dtype, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_fastest(monkeypatch, choice)
+    monkeypatch.setattr(folded, "_AVX512", {})  # which refuse some layers
     network = fold(model, dtype)
     before = images.clone()
     for _ in range(2):  # the choosing call and one after it
         assert relative(run(network, images), wanted(model, images)) < ERRORS[dtype]
-    assert {made.partition(";")[0] for made in convolutions(network).values()} == {choice}
+    assert set(convolutions(network).values()) == {choice}
     assert torch.equal(images, before)
 
 
