@@ -28,6 +28,10 @@ DIRECT = (
     (1, 128, 512, 28, 28, 1, 1, 0),  # several chunks of pixels and passes over the columns
     (2, 256, 64, 20, 20, 3, 1, 1),
     (1, 512, 64, 7, 7, 3, 2, 1),  # few pixels
+    (2, 3, 64, 30, 33, 7, 2, 3),  # an odd number of channels
+    (1, 3, 32, 7, 7, 7, 1, 0),
+    (2, 5, 64, 6, 5, 2, 1, 1),
+    (1, 1, 32, 4, 3, 1, 1, 0),
 )
 WINOGRAD = (
     (1, 16, 32, 1, 1, 3, 1, 1),
@@ -110,7 +114,7 @@ def test_a_nan_reaches_every_output_that_reads_it(relu: bool) -> None:
     ("algorithm", "changed", "why"),
     [
         ("direct", {"weight": torch.zeros(32, 16, 3, 3)}, "bf16"),
-        ("direct", {"weight": bf16(32, 3, 3, 3)}, "even number of input channels"),
+        ("direct", {"weight": bf16(32, 11, 3, 3)}, "even number of input channels, or up to 32 numbers"),
         ("direct", {"weight": bf16(48, 16, 3, 3)}, "multiples of 32"),
         ("direct", {"weight": bf16(32, 16, 3, 1)}, "square"),
         ("direct", {"weight": bf16(32, 16, 9, 9)}, "up to 7x7"),
