@@ -1,20 +1,19 @@
 """A layer that can be computed in several ways and keeps the one that measures fastest on its first real input."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 from time import perf_counter_ns
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-T = TypeVar("T")
-
-Way = Callable[[Tensor, Tensor | None], Tensor]
+Way = Callable[[Tensor, Tensor | None], Tensor]  # (x, residual) -> output, which may be written over the residual
 
 _TRIALS = 7  # timed runs of each way; the median decides
+_OTHER_LAYERS = {"cpu": 1 << 25, "cuda": 1 << 28}  # bytes: what they leave in the caches of that type of device
 
 
 class Fastest(nn.Module, ABC):
@@ -24,14 +23,17 @@ class Fastest(nn.Module, ABC):
         super().__init__()
         self.choice = ""
         self.rejected: dict[str, str] = {}
-        self._kept: dict[str, Any] = {}
         self._run: Way | None = None
 
-    @abstractmethod
-    def ways(self, x: Tensor) -> dict[str, Way]:
-        """What this layer can try on inputs like x; a way raises RuntimeError where it refuses the layer or the input.
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy chooses anew: a way holds what was packed for this layer, and some of it cannot be copied."""
+        return {**self.__dict__, "choice": "", "rejected": {}, "_run": None}
 
-        A way takes (x, residual) and may write its output over the residual.
+    @abstractmethod
+    def ways(self, x: Tensor) -> dict[str, Callable[[], Way]]:
+        """What prepares each way that this layer can try on inputs like x, by name.
+
+        Preparing, or the way itself, raises RuntimeError where it refuses the layer or the input.
         """
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -43,29 +45,22 @@ class Fastest(nn.Module, ABC):
             self._run = self._choose(x, residual)
         return self._run(x, residual)
 
-    def _once(self, way: str, make: Callable[[], T]) -> T:
-        """What `way` prepares at its first call and keeps; that of the ways not taken is let go."""
-        if way not in self._kept:
-            self._kept[way] = make()
-        kept: T = self._kept[way]
-        return kept
-
     def _choose(self, x: Tensor, residual: Tensor | None) -> Way:
-        """Measure the ways on this input; the one with the smallest median time wins."""
-        ways = self.ways(x)
+        """Measure the ways on this input; the one with the smallest median time wins, the others are let go."""
         target = None if residual is None else residual.clone()  # the trials write over it
-        accepted: dict[str, Callable[[], Tensor]] = {}
-        for name, way in ways.items():
+        ready: dict[str, Way] = {}
+        for name, prepare in self.ways(x).items():
             try:
+                way = prepare()
                 way(x, target)
             except RuntimeError as error:
                 self.rejected[name] = str(error).split("\n", 1)[0].split(". ", 1)[0]
             else:
-                accepted[name] = partial(way, x, target)
-        medians = _medians_ms(accepted, x.device)
+                ready[name] = way
+        inputs = [x] if target is None else [x, target]
+        medians = _medians_ms({name: partial(way, x, target) for name, way in ready.items()}, inputs)
         self.choice = min(medians, key=lambda name: medians[name])
-        self._kept = {name: kept for name, kept in self._kept.items() if name == self.choice}
-        return ways[self.choice]
+        return ready[self.choice]
 
 
 def choices(model: nn.Module) -> dict[str, str]:
@@ -77,11 +72,19 @@ def choices(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _medians_ms(calls: dict[str, Callable[[], Tensor]], device: torch.device) -> dict[str, float]:
-    """Median time of each call, taken in turns, so that a drift of the machine meets all alike."""
+def _medians_ms(calls: Mapping[str, Callable[[], Tensor]], inputs: list[Tensor]) -> dict[str, float]:
+    """Median time of each call, taken in turns, so that a drift of the machine meets all alike.
+
+    With cold caches but for the inputs, as in a network: the layer before has just run, and since the last call of this
+    one all the others.
+    """
+    device = inputs[0].device
+    others = torch.ones(_OTHER_LAYERS[device.type], dtype=torch.uint8, device=device)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(_TRIALS):
         for name, call in calls.items():
+            for read in (others, *inputs):
+                read.clone()
             _synchronize(device)
             start = perf_counter_ns()
             call()

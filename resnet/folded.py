@@ -5,7 +5,7 @@ W gamma / sqrt(var + eps) per output channel and the bias beta - mean gamma / sq
 section 3.2).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -18,6 +18,8 @@ from kernels.avx512_conv import CHANNELS, Algorithm, Avx512Conv2d
 from kernels.avx512_pool import avx512_max_pool2d
 from resnet.fastest import Fastest, Way
 from resnet.model import BasicBlock, Bottleneck, ResNet
+
+Prepare = Callable[[], Way]
 
 _STEM_KERNEL = 7
 
@@ -47,62 +49,62 @@ class FoldedConv2d(Fastest):
         self.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         self.relu = relu
 
-    def ways(self, x: Tensor) -> dict[str, Way]:
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
         """Separate calls, and the fused ones that this type of device has (`_CANDIDATES`)."""
         ways = {"separate": FoldedConv2d._separate} | _CANDIDATES.get(x.device.type, {})
         if _on_cpu_in_bf16(x):
             ways |= _AVX512
-        return {name: partial(way, self) for name, way in ways.items()}
+        return {name: partial(prepare, self, x) for name, prepare in ways.items()}
 
-    def _separate(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        stride, padding, dilation, groups = self.geometry
-        out = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+    def _separate(self, _: Tensor) -> Way:
+        return self._convolve_add_relu
+
+    def _convolve_add_relu(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        out = F.conv2d(x, self.weight, self.bias, *self.geometry)
         if residual is not None:
             out += residual
         return out.relu_() if self.relu else out
 
-    def _cudnn(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _cudnn(self, _: Tensor) -> Way:
         if not self.relu:
             raise RuntimeError("it ends in a ReLU, which this layer has not")
         if self.weight.shape[-1] == _STEM_KERNEL:
             raise RuntimeError("kept off the 7x7 stem")
-        stride, padding, dilation, groups = self.geometry
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, self.weight, self.bias, stride, padding, dilation, groups)
-        return torch.cudnn_convolution_add_relu(
-            x, self.weight, residual, 1.0, self.bias, stride, padding, dilation, groups
-        )
 
-    def _onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        def way(x: Tensor, residual: Tensor | None) -> Tensor:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
+            return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *self.geometry)
+
+        return way
+
+    def _onednn(self, like: Tensor) -> Way:
         stride, padding, dilation, groups = self.geometry
-        reorder = torch.ops.mkldnn._reorder_convolution_weight
-        packed: Tensor = self._once(
-            "onednn-fused", lambda: reorder(self.weight, padding, stride, dilation, groups, list(x.shape))
-        )
         geometry = (padding, stride, dilation, groups)
-        out: Tensor
-        if residual is None:
-            out = torch.ops.mkldnn._convolution_pointwise(
-                x, packed, self.bias, *geometry, "relu" if self.relu else "none", [], None
-            )
-        else:
-            out = torch.ops.mkldnn._convolution_pointwise_(
-                residual, x, packed, self.bias, *geometry, "add", None, "relu" if self.relu else None, [], None
-            )
-        return out
+        packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, list(like.shape))
+        relu = "relu" if self.relu else None
 
-    def _avx512(self, x: Tensor, residual: Tensor | None, *, algorithm: Algorithm) -> Tensor:
-        convolve = self._once(
-            f"avx512-{algorithm}", lambda: Avx512Conv2d(algorithm, self.weight, self.bias, *self.geometry, self.relu)
-        )
-        return convolve(x, residual)
+        def way(x: Tensor, residual: Tensor | None) -> Tensor:
+            out: Tensor
+            if residual is None:
+                out = torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, relu or "none", [], None)
+            else:
+                out = torch.ops.mkldnn._convolution_pointwise_(
+                    residual, x, packed, self.bias, *geometry, "add", None, relu, [], None
+                )
+            return out
+
+        return way
+
+    def _avx512(self, _: Tensor, algorithm: Algorithm) -> Way:
+        return Avx512Conv2d(algorithm, self.weight, self.bias, *self.geometry, self.relu)
 
 
-_CANDIDATES: dict[str, dict[str, Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]]] = {
+_CANDIDATES: dict[str, dict[str, Callable[[FoldedConv2d, Tensor], Way]]] = {
     "cuda": {"cudnn-fused": FoldedConv2d._cudnn},
     "cpu": {"onednn-fused": FoldedConv2d._onednn},
 }
-_AVX512: dict[str, Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]] = {
+_AVX512: dict[str, Callable[[FoldedConv2d, Tensor], Way]] = {
     "avx512-direct": partial(FoldedConv2d._avx512, algorithm="direct"),
     "avx512-winograd": partial(FoldedConv2d._avx512, algorithm="winograd"),
 }
@@ -116,34 +118,32 @@ class FoldedLinear(Fastest):
         self.weight = nn.Parameter(linear.weight.detach().to(dtype, copy=True), requires_grad=False)
         self.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
 
-    def ways(self, x: Tensor) -> dict[str, Way]:
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
         """PyTorch's, and on CPU in bf16 ours: a 1x1 convolution of one pixel."""
-        ways: dict[str, Way] = {"aten": partial(FoldedLinear._aten, self)}
+        ways: dict[str, Prepare] = {"aten": lambda: self._aten}
         if _on_cpu_in_bf16(x):
-            ways["avx512-direct"] = partial(FoldedLinear._avx512, self)
+            ways["avx512-direct"] = self._avx512
         return ways
 
     def _aten(self, x: Tensor, _: Tensor | None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def _avx512(self, x: Tensor, _: Tensor | None) -> Tensor:
-        convolve = self._once("avx512-direct", self._as_convolution)
-        return convolve(x[:, :, None, None]).flatten(1)[:, : self.bias.numel()]
-
-    def _as_convolution(self) -> Avx512Conv2d:
-        more = -self.bias.numel() % CHANNELS
+    def _avx512(self) -> Way:
+        classes = self.bias.numel()
+        more = -classes % CHANNELS
         weight = F.pad(self.weight, (0, 0, 0, more))[:, :, None, None]
-        return Avx512Conv2d("direct", weight, F.pad(self.bias, (0, more)), (1, 1), (0, 0), (1, 1), 1, relu=False)
+        convolve = Avx512Conv2d("direct", weight, F.pad(self.bias, (0, more)), (1, 1), (0, 0), (1, 1), 1, relu=False)
+        return lambda x, _: convolve(x[:, :, None, None]).flatten(1)[:, :classes]
 
 
 class FoldedMaxPool2d(Fastest):
     """The stem's max pooling, 3x3 at stride 2, by the fastest of its ways."""
 
-    def ways(self, x: Tensor) -> dict[str, Way]:
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
         """PyTorch's, and ours for bf16 on CPU, which does not keep the places of the maxima."""
-        ways: dict[str, Way] = {"aten": lambda x, _: F.max_pool2d(x, 3, stride=2, padding=1)}
+        ways: dict[str, Prepare] = {"aten": lambda: lambda x, _: F.max_pool2d(x, 3, stride=2, padding=1)}
         if _on_cpu_in_bf16(x):
-            ways["avx512"] = lambda x, _: avx512_max_pool2d(x)
+            ways["avx512"] = lambda: lambda x, _: avx512_max_pool2d(x)
         return ways
 
 
@@ -168,11 +168,11 @@ class FoldedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype; x may be written over."""
-        residual = x if self.downsample is None else self.downsample(x)
+        residual = x if self.downsample is None else self.downsample.forward(x)
         *first, last = self.convs
         for conv in first:
-            x = conv(x)
-        out: Tensor = last(x, residual)
+            x = conv.forward(x)  # what calling a module does besides would be felt at batch 1
+        out: Tensor = last.forward(x, residual)
         return out
 
 
@@ -184,17 +184,17 @@ class FoldedResNet(nn.Module):
         self.dtype = dtype
         self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
         self.maxpool = FoldedMaxPool2d()
-        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-        for number, stage in enumerate(stages, start=1):
-            blocks = cast("Iterable[BasicBlock | Bottleneck]", stage)
-            self.add_module(f"layer{number}", nn.Sequential(*(FoldedBlock(block, dtype) for block in blocks)))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(FoldedBlock(cast("BasicBlock | Bottleneck", block), dtype) for block in stage))
+            for stage in (model.layer1, model.layer2, model.layer3, model.layer4)
+        )
         self.fc = FoldedLinear(model.fc, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
         x = self.maxpool(self.conv1(images.to(self.dtype)))
-        for number in range(1, 5):
-            x = self.get_submodule(f"layer{number}")(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 

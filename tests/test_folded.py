@@ -1,5 +1,8 @@
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import ClassVar
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -8,11 +11,11 @@ from torch import Tensor, nn
 
 from bench.inputs import make_batch, make_model
 from resnet import fastest, folded
-from resnet.fastest import choices
+from resnet.fastest import Way, choices
 from resnet.folded import FoldedConv2d, FoldedResNet, fold
 from resnet.model import ResNet
 
-Candidate = Callable[[FoldedConv2d, Tensor, Tensor | None], Tensor]
+Candidate = Callable[[FoldedConv2d, Tensor], Way]
 
 # Folding rounds the weights once more. fp64: unit roundoff 1.1e-16, fp32 6e-8, bf16 3.9e-3, over some tens of layers.
 ERRORS = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2}
@@ -64,7 +67,7 @@ def candidates(monkeypatch: pytest.MonkeyPatch, **calls: Candidate) -> None:
 def make_fastest(monkeypatch: pytest.MonkeyPatch, winner: str) -> None:
     """Replace the clock: the candidate of this name wins wherever it runs."""
 
-    def medians(calls: dict[str, Callable[[], Tensor]], _: torch.device) -> dict[str, float]:
+    def medians(calls: dict[str, Callable[[], Tensor]], _: list[Tensor]) -> dict[str, float]:
         return {name: 1.0 if name == winner else 2.0 for name in calls}
 
     monkeypatch.setattr(fastest, "_medians_ms", medians)
@@ -163,21 +166,65 @@ def test_the_pooling_and_the_classifier_have_ways_of_their_own(
         assert {name: choices(network)[name] for name in ("maxpool", "fc")} == {"maxpool": pooling, "fc": classifier}
 
 
+class Prepared:
+    """A way that knows its name; the numbers it computes are those of `separate`."""
+
+    alive: ClassVar[WeakSet["Prepared"]] = WeakSet()
+
+    def __init__(self, conv: FoldedConv2d, x: Tensor, name: str) -> None:
+        self.way, self.name = conv._separate(x), name
+        self.alive.add(self)
+
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self.way(x, residual)
+
+
 def test_only_what_the_chosen_way_prepared_is_kept(
     shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for choice, kept in (("separate", set()), ("onednn-fused", {"onednn-fused"})):
-        make_fastest(monkeypatch, choice)
-        network = fold(shallow, torch.bfloat16)
-        run(network, images)
-        found = {name for conv in network.modules() if isinstance(conv, FoldedConv2d) for name in conv._kept}
-        assert found == kept
+    candidates(monkeypatch, slow=partial(Prepared, name="slow"), fast=partial(Prepared, name="fast"))
+    make_fastest(monkeypatch, "fast")
+    network = fold(shallow, torch.float32)
+    run(network, images)
+    assert [way.name for way in Prepared.alive] == ["fast"] * len(convolutions(network))
+
+
+@pytest.mark.parametrize("choice", ["separate", "onednn-fused", pytest.param("avx512-direct", marks=needs_avx512_bf16)])
+def test_a_copy_shares_nothing_and_chooses_anew(
+    shallow: ResNet, images: Tensor, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fastest(monkeypatch, choice)
+    network = fold(shallow, torch.bfloat16)
+    before = run(network, images)
+    copied = deepcopy(network)
+    assert choices(copied) == {}
+    assert torch.equal(run(copied, images), before)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.fill_(7.0)
+    assert torch.equal(run(copied, images), before)
+
+
+def test_it_is_measured_beside_what_other_layers_leave_in_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each timed call follows reads of other data, then of its own inputs."""
+    seen: list[object] = []
+
+    def call(name: str) -> Tensor:
+        seen.append(name)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(fastest, "_OTHER_LAYERS", {"cpu": 123})
+    monkeypatch.setattr(fastest, "_TRIALS", 2)
+    monkeypatch.setattr(Tensor, "clone", lambda tensor: seen.append(tensor.numel()))
+    inputs = [torch.zeros(5), torch.zeros(7)]
+    fastest._medians_ms({name: partial(call, name) for name in ("a", "b")}, inputs)
+    assert seen == 2 * [123, 5, 7, "a", 123, 5, 7, "b"]
 
 
 def test_a_candidate_that_refuses_is_named_with_its_reason(
     shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> Tensor:
+    def refuse(*_: object) -> Way:
         raise RuntimeError("no engine for this shape. Set a variable to see more\nand a trace")
 
     candidates(monkeypatch, broken=refuse)
@@ -190,7 +237,7 @@ def test_a_candidate_that_refuses_is_named_with_its_reason(
 def test_a_candidate_with_a_mistake_in_it_is_not_refused_in_silence(
     shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mistaken(*_: object) -> Tensor:
+    def mistaken(*_: object) -> Way:
         raise TypeError("not a tensor")
 
     candidates(monkeypatch, mistaken=mistaken)
