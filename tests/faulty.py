@@ -170,7 +170,8 @@ def peak_after_timing() -> int:
     with memory.freed_is_kept("cpu"):
         for _ in range(5):
             program.step()
-    peak = memory.measure(program, images, images, baseline_bytes=start).peak_allocated_bytes  # type: ignore[arg-type]
+        found = memory.measure(program, images, images, baseline_bytes=start)  # type: ignore[arg-type]
+    peak = found.peak_allocated_bytes
     assert peak is not None
     return peak
 
