@@ -5,7 +5,7 @@ tensor (each storage once); the workspace is what remains of the peak. The parts
 peak (gradients grow while activations are freed), so the workspace is a lower bound and never negative.
 
 A replayed CUDA graph writes to a private pool that the allocator calls free between replays: activations and
-temporaries of a captured step lie in that pool (`graph_pool_bytes`) and not in `peak_allocated_bytes`.
+temporaries of a captured step lie in that pool (`graph_pool_bytes`), all of which counts as allocated here.
 """
 
 import ctypes
@@ -31,7 +31,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
 HAND_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_MMAP_THRESHOLD: 2**17}  # where glibc starts; set, they stay
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
-ALLOCATION_FAILURES = (  # as torch's CPU allocator and oneDNN word them; CUDA has an exception of its own
+ALLOCATION_FAILURES = (  # where it is a plain RuntimeError: torch's CPU allocator, oneDNN, CUDA's driver and libraries
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine to execute",  # cuDNN, of which every engine wanted more workspace than there was
     "can't allocate memory",
     "not enough memory",
     "could not create a memory",
@@ -113,11 +116,12 @@ def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of the types OutOfMemoryError, MemoryError or RuntimeError says that memory ran out."""
-    return (
-        not isinstance(error, RuntimeError)
-        or isinstance(error, torch.OutOfMemoryError)
-        or any(phrase in str(error) for phrase in ALLOCATION_FAILURES)
-    )
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return True
+    if any(phrase in str(error) for phrase in ALLOCATION_FAILURES):
+        return True
+    before = error.__context__  # running out of memory while a graph is captured breaks the capture, which raises anew
+    return isinstance(before, torch.OutOfMemoryError | MemoryError | RuntimeError) and is_out_of_memory(before)
 
 
 def saved_storages(forward: Callable[[], Tensor], model: nn.Module) -> list[SavedStorage]:
@@ -152,14 +156,15 @@ def _measure_cuda(program: Stepper, images: Tensor, labels: Tensor) -> Memory:
     for _ in range(STEPS):
         program.step(images, labels)
     torch.cuda.synchronize()
-    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    reserved = torch.cuda.max_memory_reserved()
     pools, unused = graph_pool_bytes(torch.cuda.memory_snapshot())  # type: ignore[no-untyped-call]
     process = process_bytes(gpu_uuid())
+    peak = torch.cuda.max_memory_allocated() + unused  # the unused part of a pool is what a replay writes to
     return _memory(
         program,
-        footprint=allocated + unused,  # the unused part of a pool is what a replay writes to
+        footprint=peak,
         activation_bytes=_activation_bytes(program, images, labels),
-        peak_allocated_bytes=allocated,
+        peak_allocated_bytes=peak,
         peak_reserved_bytes=reserved,
         process_bytes=process,
         graph_pool_bytes=pools,
@@ -214,7 +219,9 @@ def _activation_bytes(program: Stepper, images: Tensor, labels: Tensor) -> int |
         return 0
     try:
         return sum(saved.nbytes for saved in saved_storages(lambda: program.forward(images, labels), program.model))
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 

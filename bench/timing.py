@@ -15,7 +15,7 @@ Step = Callable[[], object]
 _WINDOW = 5  # steps whose median is compared with that of the steps before them, during warm-up
 _STEADY = 0.01  # relative difference of those medians that counts as steady
 _CHUNK_S = 0.25  # samples are taken in chunks of about this long; the stop rule is asked between chunks
-_MAX_SAMPLES = 5000
+_MAX_SAMPLES = 5000  # once the least time is over
 _TURN_S = 0.1  # short against the drifts of clocks and of neighbours
 _LONG_STEP_MS = 500.0  # a cache of some 10 MB is full again after some ms
 _TURN_STEPS = 100  # at most, for the size of the journal
@@ -33,6 +33,8 @@ class Timing:
 class Clock(Protocol):
     """Times single steps on one kind of device."""
 
+    lead_in: int  # untimed steps that `sample` runs before the timed ones
+
     def sample(self, step: Step, count: int) -> list[float]:
         """Milliseconds of each of `count` successive steps; the device is idle before and after."""
 
@@ -42,6 +44,8 @@ class Clock(Protocol):
 
 class CpuClock:
     """Steps on the CPU end when they return."""
+
+    lead_in = 0
 
     def sample(self, step: Step, count: int) -> list[float]:
         times = []
@@ -56,10 +60,17 @@ class CpuClock:
 
 
 class CudaClock:
-    """An event pair around each step on the current stream; the host waits only after the last one."""
+    """An event pair around each step on the current stream; the host waits only after the last one.
+
+    A step goes before them: an idle stream would take the first event at once, and the time between it and the first
+    kernel would be the host's.
+    """
+
+    lead_in = 1
 
     def sample(self, step: Step, count: int) -> list[float]:
         pairs = [(_event(), _event()) for _ in range(count)]
+        step()
         for start, end in pairs:
             start.record()
             step()
@@ -99,10 +110,10 @@ def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
 def turn(step: Step, clock: Clock, *, step_ms: float) -> list[float]:
     """A short run of steps, one side of a comparison by turns: ms of each. `step_ms` sets their number.
 
-    One step goes before them, untimed: it finds caches that are full of the other side's data. Where a step is so long
-    that refilling them does not count, it would only halve the number of turns.
+    One step goes before them, untimed, if the clock's own does not: it finds caches that are full of the other side's
+    data. Where a step is so long that refilling them does not count, it would only halve the number of turns.
     """
-    if step_ms < _LONG_STEP_MS:
+    if not clock.lead_in and step_ms < _LONG_STEP_MS:
         clock.sample(step, 1)
     return clock.sample(step, min(_TURN_STEPS, max(1, round(_TURN_S * 1e3 / step_ms))))
 
@@ -114,15 +125,16 @@ def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> 
     a chunk.
     """
     chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))
+    least_s = min(settings.sample_minimum_s, settings.sample_budget_s)
     samples: list[float] = []
-    known = False
-    began, elapsed_s, sampling_s = perf_counter(), 0.0, 0.0
-    while not samples or (elapsed_s < settings.sample_budget_s and len(samples) < _MAX_SAMPLES):
+    began, sampling_s, steps = perf_counter(), 0.0, 0
+    while True:
         before = perf_counter()
         samples += clock.sample(step, chunk)
         sampling_s += perf_counter() - before
+        steps += clock.lead_in + chunk
         known = converged(samples, settings.confidence)
         elapsed_s = perf_counter() - began
-        if known and elapsed_s >= settings.sample_minimum_s:
-            break
-    return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / len(samples), converged=known)
+        over = elapsed_s >= settings.sample_budget_s or len(samples) >= _MAX_SAMPLES
+        if elapsed_s >= least_s and (known or over):
+            return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / steps, converged=known)

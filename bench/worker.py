@@ -202,6 +202,7 @@ class _CaseRun:
             timed = timing.measure(step, self.clock, self.settings, step_ms=step_ms)
         recompiled, broken = _compiler_counts()
         if self.turns:
+            torch.cuda.empty_cache()  # eager comes beside it
             serve(partial(timing.turn, step, self.clock, step_ms=step_ms))
         with self._phase("memory"):
             used = memory.measure(program, images, labels, baseline_bytes=self.baseline_bytes)

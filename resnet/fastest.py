@@ -49,14 +49,21 @@ class Fastest(nn.Module, ABC):
         """Measure the ways on this input; the one with the smallest median time wins, the others are let go."""
         target = None if residual is None else residual.clone()  # the trials write over it
         ready: dict[str, Way] = {}
+        refusal: RuntimeError | None = None
         for name, prepare in self.ways(x).items():
             try:
                 way = prepare()
                 way(x, target)
+            except torch.OutOfMemoryError:
+                raise  # it says nothing of the layer
             except RuntimeError as error:
+                refusal = error
                 self.rejected[name] = str(error).split("\n", 1)[0].split(". ", 1)[0]
             else:
                 ready[name] = way
+        if not ready:
+            assert refusal is not None  # noqa: S101 - every layer has a way
+            raise refusal
         inputs = [x] if target is None else [x, target]
         medians = _medians_ms({name: partial(way, x, target) for name, way in ready.items()}, inputs)
         self.choice = min(medians, key=lambda name: medians[name])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cpus import needs_avx512_bf16
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from bench.inputs import make_batch, make_model
 from resnet import fastest, folded
@@ -232,6 +233,24 @@ def test_a_candidate_that_refuses_is_named_with_its_reason(
     assert relative(run(network, images), wanted(shallow, images)) < ERRORS[torch.float32]
     made = choices(network)
     assert made["layer1.0.convs.0"] == "separate; broken refused: no engine for this shape"
+
+
+def test_running_out_of_memory_is_no_refusal(shallow: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Way:
+        raise torch.OutOfMemoryError("full")
+
+    candidates(monkeypatch, full=full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        run(fold(shallow, torch.float32), images)
+
+
+def test_a_layer_of_which_every_way_fails_says_why(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(F, "max_pool2d", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        folded.FoldedMaxPool2d()(images)
 
 
 def test_a_candidate_with_a_mistake_in_it_is_not_refused_in_silence(

@@ -157,19 +157,35 @@ def test_without_proc_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch, batch
     assert found.process_bytes > 50 * 2**20  # bytes, not the kibibytes that getrusage tells
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("FIND was unable to find an engine to execute")]
+)
 def test_a_forward_that_does_not_fit_leaves_the_activations_unknown(
-    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    batch: tuple[Tensor, Tensor], error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = TwoLayers(train=True)
     program.step(*batch)
 
     def too_large(*_: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(program, "forward", too_large)
     found = memory._memory(program, footprint=10**9, activation_bytes=memory._activation_bytes(program, *batch))
     assert (found.activation_bytes, found.workspace_bytes) == (None, None)
     assert found.gradient_bytes == PARAMETER_BYTES
+
+
+def test_a_forward_that_fails_otherwise_is_an_error(
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = TwoLayers(train=True)
+
+    def mistaken(*_: Tensor) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(program, "forward", mistaken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        memory._activation_bytes(program, *batch)
 
 
 def test_private_pools_are_told_from_the_common_one() -> None:
@@ -200,7 +216,7 @@ def test_cuda_reads_the_allocator_after_a_reset(batch: tuple[Tensor, Tensor], fa
     found = memory._measure_cuda(program, *batch)
     assert program.steps == memory.STEPS
     assert fake_cuda == ["synchronize", "empty_cache", "reset_peak_memory_stats", "synchronize"]
-    assert (found.peak_allocated_bytes, found.peak_reserved_bytes) == (10**6, 2 * 10**6)
+    assert (found.peak_allocated_bytes, found.peak_reserved_bytes) == (10**6 + 300, 2 * 10**6)
     assert (found.process_bytes, found.graph_pool_bytes) == (3 * 10**6, 500)
     assert found.workspace_bytes == 10**6 + 300 - 3 * PARAMETER_BYTES - SAVED_BYTES
 

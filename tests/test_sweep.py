@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.sweep import _KEYS, RULES, Axes, Block, Preset, expand, load_preset, max_batch_cases, preset_names
+from bench.telemetry import ENERGY_WINDOW_S
 from bench.types import Settings
 from resnet.depths import DEPTHS
 from resnet.paths import PATHS
@@ -238,6 +239,20 @@ def test_the_presets_that_come_with_resbench() -> None:
         assert (ours.name, len({case.device for case in expand(ours)})) == (name, 1)
     for name, device in {"cpu-quick": "cpu", "cpu": "cpu", "quick": "cuda", "h200": "cuda", "full": "cuda"}.items():
         assert {case.device for case in expand(load_preset(name))} == {device}
+
+
+@pytest.mark.parametrize("name", ["quick", "h200", "full"])
+def test_presets_for_a_gpu_sample_for_as_long_as_its_energy_counter_needs(name: str) -> None:
+    settings = load_preset(name).settings
+    assert ENERGY_WINDOW_S < settings.sample_minimum_s <= settings.sample_budget_s
+
+
+def test_quick_has_cases_for_a_gpu_without_bf16() -> None:
+    cases = expand(load_preset("quick"))
+    assert {(case.path, case.mode) for case in cases if case.precision == "fp16"} >= {
+        ("eager", "train"), ("eager", "infer"), ("cuda-graph", "train"), ("folded", "infer")
+    }  # fmt: skip
+    assert cases[0].precision == "bf16"
 
 
 def test_cpu_presets_hold_every_capable_path() -> None:

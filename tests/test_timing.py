@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 
 import pytest
+import torch
 
 from bench import timing
 from bench.stats import MINIMUM_SAMPLES
@@ -12,6 +13,8 @@ from bench.types import Settings
 
 class Machine:
     """A machine whose steps take the given times in ms, and its clock."""
+
+    lead_in = 0
 
     def __init__(self, steps_ms: Iterable[float]) -> None:
         self.steps_ms: Iterator[float] = iter(steps_ms)
@@ -136,11 +139,23 @@ def test_there_is_an_end_to_samples(machine: Machine) -> None:
     assert (len(timed.samples_ms), machine.chunks) == (5000, [2500, 2500])
 
 
+def test_the_end_to_samples_waits_for_the_least_time(machine: Machine) -> None:
+    machine.steps_ms = repeat(0.1)
+    timed = timing.measure(machine.step, machine, settings(sample_minimum_s=2.0), step_ms=0.1)
+    assert 20_000 <= len(timed.samples_ms) < 23_000
+
+
 @pytest.mark.parametrize(("step_ms", "steps"), [(0.01, 100), (4.0, 25), (40.0, 2), (400.0, 1)])
 def test_turns_are_short(machine: Machine, step_ms: float, steps: int) -> None:
     machine.steps_ms = repeat(step_ms)
     assert timing.turn(machine.step, machine, step_ms=step_ms) == [step_ms] * steps
     assert machine.chunks == [1, steps], "the first step finds the other side's data in the caches"
+
+
+def test_a_clock_with_a_lead_in_needs_no_other_one(machine: Machine) -> None:
+    machine.lead_in = 1
+    assert timing.turn(machine.step, machine, step_ms=40.0) == [10.0] * 2
+    assert machine.chunks == [2]
 
 
 def test_a_step_of_seconds_needs_none_before_it(machine: Machine) -> None:
@@ -159,6 +174,36 @@ def test_wall_time_tells_what_the_device_does_not_see(machine: Machine) -> None:
     timed = timing.measure(machine.step, Starved([]), settings(), step_ms=10.0)
     assert timed.samples_ms[0] == 5.0
     assert timed.wall_ms == pytest.approx(10.0)
+
+
+def test_the_lead_in_is_a_step_of_the_wall_time(machine: Machine) -> None:
+    class Leading(Machine):
+        lead_in = 1
+
+        def sample(self, step: timing.Step, count: int) -> list[float]:
+            return machine.sample(step, 1 + count)[1:]
+
+    timed = timing.measure(machine.step, Leading([]), settings(), step_ms=10.0)
+    assert len(timed.samples_ms) == 25
+    assert len(machine.calls) == 26
+    assert timed.wall_ms == pytest.approx(10.0)
+
+
+def test_cuda_clock_records_no_event_on_an_idle_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            log.append("record")
+
+        def elapsed_time(self, _: "Event") -> float:
+            log.append("read")
+            return 1.5
+
+    monkeypatch.setattr(timing, "_event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    assert timing.CudaClock().sample(lambda: log.append("step"), 2) == [1.5, 1.5]
+    assert log == ["step", *2 * ["record", "step", "record"], "wait", "read", "read"]
 
 
 def test_cpu_clock_times_each_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,11 +90,22 @@ def test_either_of_the_compilers_counts_marks_the_row(changes: dict[str, int]) -
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"), True),
     (RuntimeError("could not create a memory object"), True),
     (RuntimeError("std::bad_alloc"), True),
+    (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
 ])  # fmt: skip
 def test_out_of_memory_is_told_from_other_errors(error: BaseException, is_memory: bool) -> None:
     assert memory.is_out_of_memory(error) is is_memory
+
+
+def test_an_error_while_cleaning_up_after_memory_ran_out_is_out_of_memory() -> None:
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError()
+    assert memory.is_out_of_memory(error)
+    error.__context__ = ValueError("another")
+    assert not memory.is_out_of_memory(error)
 
 
 # --- a case from build to result --------------------------------------------------------------------------------------
