@@ -60,7 +60,8 @@ METRICS: tuple[Metric, ...] = (
            "Upper end of the 95 % interval of `images_per_s`.", "throughput.high"),
     Metric("speedup_vs_eager", "x", "speed-up", "higher", "Float64",
            "Eager's step time over this row's, all else equal, precision included: the median over rounds in which the "
-           "workers of both take turns. Above 1 is faster; empty where eager has no row or does not fit beside it.",
+           "workers of both take turns. Above 1 is faster; empty where eager has no row or failed beside it "
+           "(`speedup_note`).",
            "speedup.median"),
     Metric("step_ms_p10", "ms", "step p10", "lower", "Float64",
            "10th percentile of the step time.", "p10"),
@@ -78,8 +79,8 @@ METRICS: tuple[Metric, ...] = (
            "Steps until a first call longer than eager's has paid for itself; 0 where it is not longer, `inf` where "
            "the path is not faster, empty for paths that neither compile nor capture.", "break_even_steps"),
     Metric("peak_allocated_bytes", "B", "peak memory", "lower", "Int64",
-           "Peak of a step. CUDA: caching allocator; CPU: resident set above the worker's baseline, freed blocks "
-           "handed back at once.", "memory.peak_allocated_bytes"),
+           "Peak of a step. CUDA: caching allocator, with the whole private pools of CUDA graphs; CPU: resident set "
+           "above the worker's baseline, freed blocks handed back at once.", "memory.peak_allocated_bytes"),
     Metric("peak_reserved_bytes", "B", "peak reserved", "lower", "Int64",
            "CUDA: peak that the caching allocator held from the driver.", "memory.peak_reserved_bytes"),
     Metric("parameter_bytes", "B", "parameters", "lower", "Int64",
@@ -125,7 +126,8 @@ METRICS: tuple[Metric, ...] = (
            "`measure`: checked and timed; `parity`: checked only; `max-batch`: search for the largest batch.",
            "case.kind"),
     Metric("max_batch_size", "images", "largest batch", "higher", "Int64",
-           "Largest batch that fits, in `max-batch` rows.", "result.max_batch_size"),
+           "Largest batch that was found to fit, in `max-batch` rows: exact up to 64, above it less than 1/32 too low.",
+           "result.max_batch_size"),
     Metric("speedup_vs_eager_low", "x", "speed-up, low", "higher", "Float64",
            "Lower end of the 95 % interval of `speedup_vs_eager`.", "speedup.low"),
     Metric("speedup_vs_eager_high", "x", "speed-up, high", "higher", "Float64",
@@ -137,6 +139,8 @@ METRICS: tuple[Metric, ...] = (
            "Lower end of the 95 % interval of `speedup_vs_eager_fp32`.", "speedup_fp32.low"),
     Metric("speedup_vs_eager_fp32_high", "x", "speed-up over fp32, high", "higher", "Float64",
            "Upper end of the 95 % interval of `speedup_vs_eager_fp32`.", "speedup_fp32.high"),
+    Metric("speedup_note", "", "note", None, "string",
+           "Why a speed-up is missing: how eager failed beside this row.", "timed.turns_note"),
     Metric("step_ms_p99", "ms", "step p99", "lower", "Float64",
            "99th percentile of the step time; empty where the samples are too few for it.", "p99"),
     Metric("wall_step_ms", "ms", "wall step", "lower", "Float64",
@@ -151,7 +155,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("recompilations", "", "recompilations", "lower", "Int64",
            "Recompilations by torch.compile during the samples.", "measurement.recompilations"),
     Metric("graph_breaks", "", "graph breaks", "lower", "Int64",
-           "Graph breaks of the compiled model.", "measurement.graph_breaks"),
+           "Graph breaks of torch.compile during the samples.", "measurement.graph_breaks"),
     Metric("peak_vs_eager", "x", "peak vs eager", "lower", "Float64",
            "Peak memory over eager's, all else equal, precision included; below 1 is less.", "peak_ratio"),
     Metric("process_bytes", "B", "process", "lower", "Int64",

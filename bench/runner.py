@@ -58,8 +58,8 @@ class Observer(Protocol):
 def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: float | None = None) -> Run:
     """Run a plan in a new directory, or with `plan=None` go on with the one that its journal holds.
 
-    Ctrl-C and a spent budget end the run early with everything measured so far journaled; `Session.interrupted` of
-    the returned run's last session says so.
+    Ctrl-C and a spent budget end the run early, in the middle of a case if need be, with every finished case journaled;
+    `Session.interrupted` of the returned run's last session says so.
 
     Raises:
         ValueError: the directory cannot be used, the cases are for several devices, or the weights do not fit the
@@ -89,6 +89,10 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
     return read(directory)
 
 
+class _BudgetSpentError(Exception):
+    """The budget ended in the middle of a case, which is left for `--resume`."""
+
+
 class _Sitting:
     """One sitting over the pending cases of a journal."""
 
@@ -112,19 +116,24 @@ class _Sitting:
         self.observer.started(self.plan, len(pending))
         if not pending:
             return ""
+        self.known = read(self.journal.directory)
+        for result in self.known.results:
+            self._learn(result.case, sum(result.phases_s.values()))
         self.ceilings = self._ceilings(device)
         inspected: dict[str, tuple[Cost, str]] = call(
             "bench.worker:inspect", tuple(pending), timeout_s=_SURVEY_TIMEOUT_S
         )
         for number, case in enumerate(pending, start=1):
             cost, missing = inspected[case.key]
+            left = f"the budget is spent: {len(pending) - number + 1} cases left"
             if not missing and self.deadline is not None and monotonic() + self._expected_s(case) > self.deadline:
-                return f"the budget is spent: {len(pending) - number + 1} cases not started"
+                return left
             self.observer.case_started(case, number)
             began = monotonic()
-            result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
-            if not missing:
-                self.took_s[case.path] = max(self.took_s.get(case.path, 0.0), monotonic() - began)
+            try:
+                result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
+            except _BudgetSpentError:
+                return left
             result = replace(
                 result,
                 cost=cost if case.kind == "measure" else None,
@@ -132,19 +141,30 @@ class _Sitting:
                 environment_hash=environment.hash,
             )
             self.journal.append(result)
+            if not missing:
+                self._learn(case, monotonic() - began)
             self.observer.case_finished(result)
             if result.status not in TIMED_STATUSES:
                 self.failed.add(case.key)
         return ""
 
+    def _limit_s(self) -> float:
+        """How long a worker may take from now: the time of a stage, or what is left of the budget."""
+        limit_s = self.plan.settings.timeout_s
+        return limit_s if self.deadline is None else min(limit_s, max(0.0, self.deadline - monotonic()))
+
     def _ceilings(self, device: str) -> Ceilings:
         """Of this environment: measured once a run."""
-        known = read(self.journal.directory).ceilings
-        if known is not None:
-            return known
+        if self.known.ceilings is not None:
+            return self.known.ceilings
         measured: Ceilings = call("bench.worker:ceilings", device, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(measured)
         return measured
+
+    def _learn(self, case: Case, took_s: float) -> None:
+        """How long cases of its path take."""
+        if took_s:
+            self.took_s[case.path] = max(self.took_s.get(case.path, 0.0), took_s)
 
     def _expected_s(self, case: Case) -> float:
         """A case of a path takes as long as the longest so far, or of a new path as the longest of all."""
@@ -160,6 +180,8 @@ class _Sitting:
         try:
             result = _PROCEDURES[case.kind](self, case, log, phases)
         except WorkerTimeoutError as error:
+            if self.deadline is not None and monotonic() >= self.deadline:
+                raise _BudgetSpentError from error
             result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
         except WorkerCrashedError as error:
             result = Result(case=case, status=Status.CRASHED, reason=str(error))
@@ -177,15 +199,16 @@ class _Sitting:
         baselines = self._baselines(case)
         arguments = (case, settings, against, tools, bool(baselines))
         with started("bench.worker:run_case", *arguments, log=log) as worker:
-            answer = worker.answer(settings.timeout_s, phases)
+            answer = worker.answer(self._limit_s(), phases)
             taken: dict[str, Rounds] = {}
+            note = ""
             if answer is SERVING:
-                taken = turns.compare(case, worker, baselines, settings, phases)
+                taken, note = turns.compare(case, worker, baselines, settings, phases)
                 worker.dismiss()
-                answer = worker.answer(settings.timeout_s, phases)
+                answer = worker.answer(self._limit_s(), phases)
         result: Result = answer
         measured = result.measurement
-        return replace(result, measurement=replace(measured, turns=taken)) if measured else result
+        return replace(result, measurement=replace(measured, turns=taken, turns_note=note)) if measured else result
 
     def _baselines(self, case: Case) -> tuple[Case, ...]:
         """Eager at the case's precision and at fp32, where the plan has them; one that failed would fail again."""
@@ -206,7 +229,7 @@ class _Sitting:
                 phases("reference")
                 arguments = (case, settings, self.ceilings, self.scratch)
                 self.references[cell] = call(
-                    "bench.worker:prepare_reference", *arguments, timeout_s=settings.timeout_s, log=log
+                    "bench.worker:prepare_reference", *arguments, timeout_s=self._limit_s(), log=log
                 )
         return self.references[cell]
 
@@ -217,8 +240,8 @@ class _Sitting:
         if self.tools is None:
             with self._not_again(("compiler",)):
                 phases("compiler")
-                tools, timeout_s = self.scratch / "compiler", self.plan.settings.timeout_s
-                call("bench.worker:prepare_compiler", case.device, tools, timeout_s=timeout_s, log=log)
+                tools = self.scratch / "compiler"
+                call("bench.worker:prepare_compiler", case.device, tools, timeout_s=self._limit_s(), log=log)
                 self.tools = tools
         return self.tools
 
@@ -254,7 +277,7 @@ class _Sitting:
                 replace(case, batch_size=batch_size),
                 settings,
                 tools,
-                timeout_s=settings.timeout_s,
+                timeout_s=self._limit_s(),
                 log=log,
             )
             return answer

@@ -19,24 +19,32 @@ Turn = Callable[[], list[float]]  # takes some steps; ms of each
 
 def compare(
     case: Case, worker: Worker, baselines: tuple[Case, ...], settings: Settings, on_phase: Callable[[str], None]
-) -> dict[str, Rounds]:
+) -> tuple[dict[str, Rounds], str]:
     """Turns of a case, whose worker is ready for them, and of baselines in new workers beside it; by case key.
 
-    Nothing where a baseline cannot run beside the case: it may not fit the memory.
+    And why not, where a baseline cannot run beside the case: it may not fit the memory. That costs its comparison
+    alone.
     """
+    failures: list[str] = []
     with ExitStack() as stack:
         on_phase("baselines")
         workers = {case.key: worker}
-        try:
-            for baseline in baselines:
+        for baseline in baselines:
+            try:
                 partner = stack.enter_context(started("bench.worker:run_baseline", baseline, settings))
                 partner.answer(settings.timeout_s)
+            except WorkerError as error:
+                failures.append(f"{baseline.path} in {baseline.precision} does not run beside it: {error}")
+            else:
                 workers[baseline.key] = partner
-            on_phase("turns")
-            turns: dict[str, Turn] = {key: partial(one.ask, settings.timeout_s) for key, one in workers.items()}
-            return take(case.key, turns, settings)
-        except WorkerError:  # if it is the case's own that failed, its answer will say so
-            return {}
+        on_phase("turns")
+        turns: dict[str, Turn] = {key: partial(one.ask, settings.timeout_s) for key, one in workers.items()}
+        try:
+            taken = take(case.key, turns, settings) if len(turns) > 1 else {}
+        except WorkerError as error:  # if it is the case's own that failed, its answer will say so
+            taken = {}
+            failures.append(f"a turn failed: {error}")
+    return taken, "; ".join(failures)
 
 
 def take(candidate: str, turns: dict[str, Turn], settings: Settings) -> dict[str, Rounds]:

@@ -63,7 +63,7 @@ class Settings:
     warmup_budget_s: float = 5.0
     sample_minimum_s: float = 1.0  # a few steps see one moment of the clocks, of the temperature and of neighbours
     sample_budget_s: float = 10.0  # of the samples, and once more of the turns with eager
-    timeout_s: float = 600.0  # wall time of one case
+    timeout_s: float = 600.0  # wall time of each stage of a case: reference, run up to the turns, each turn, the rest
     parity_steps: int = 3  # optimizer steps of a parity check
     parity_budget_s: float = 120.0  # estimated time of the fp64 reference; a smaller batch is checked beyond it
     weights: str = ""  # published weights or a state_dict file; empty: random weights, see `bench.inputs`
@@ -74,7 +74,9 @@ class Settings:
 class Memory:
     """Bytes, from a loop of its own after timing. None: cannot be known on this device."""
 
-    peak_allocated_bytes: int | None = None  # CUDA: caching allocator; CPU: peak resident set above the baseline
+    peak_allocated_bytes: int | None = (
+        None  # CUDA: caching allocator, whole graph pools; CPU: resident set above baseline
+    )
     peak_reserved_bytes: int | None = None  # CUDA only
     process_bytes: int | None = None  # CUDA: NVML's figure for the process; CPU: peak resident set
     parameter_bytes: int | None = None  # parameters and buffers
@@ -112,10 +114,11 @@ class Measurement:
     steady: bool  # warm-up reached steady state within its budget
     converged: bool  # the confidence target was met within the sample budget
     recompilations: int = 0  # torch.compile recompilations during the samples
-    graph_breaks: int = 0  # graph breaks of the compiled model
+    graph_breaks: int = 0  # torch.compile graph breaks during the samples
     memory: Memory = field(default_factory=Memory)
     telemetry: Telemetry | None = None
     turns: dict[str, Rounds] = field(default_factory=dict)  # by case key: its own and those of its baselines
+    turns_note: str = ""  # why a baseline took none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

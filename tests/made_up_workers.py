@@ -58,6 +58,7 @@ class Workers:
         self.fits: Callable[[int], bool] = lambda batch_size: batch_size <= 5
         self.weights_problem = ""
         self.references: list[Path] = []
+        self.limits: list[float] = []  # seconds that workers of cases were given, one each time they were waited for
         self.baselines: dict[str, tuple[Case, ...]] = {}  # by key of the case
 
     def call(
@@ -71,6 +72,8 @@ class Workers:
         name = entry.removeprefix("bench.worker:")
         self.calls.append((name, arguments))
         assert timeout_s > 0
+        if name not in ("survey", "ceilings", "inspect", "weights_problem"):
+            self.limits.append(timeout_s)
         if log is not None:
             log.write_text("what the worker said")
         if name == "fits":
@@ -83,11 +86,13 @@ class Workers:
         self.calls.append((name, arguments))
         if log is not None:
             log.write_text("what the worker said")
-        yield TalkingWorker(lambda: getattr(self, f"_{name}")(*arguments), serves=bool(arguments[-1]))
+        yield TalkingWorker(
+            lambda: getattr(self, f"_{name}")(*arguments), serves=bool(arguments[-1]), limits=self.limits
+        )
 
-    def compare(self, case: Case, _: object, baselines: tuple[Case, ...], *__: object) -> dict[str, Rounds]:
+    def compare(self, case: Case, _: object, baselines: tuple[Case, ...], *__: object) -> tuple[dict[str, Rounds], str]:
         self.baselines[case.key] = baselines
-        return {case.key: ((1.0,),)}
+        return {case.key: ((1.0,),)}, "eager was ill"
 
     def monotonic(self) -> float:
         return self.now_s
@@ -138,12 +143,12 @@ class Workers:
 class TalkingWorker:
     """Ends with `result`; where it serves, not before it was dismissed."""
 
-    def __init__(self, result: Callable[[], object], *, serves: bool) -> None:
-        self.result, self.serves = result, serves
+    def __init__(self, result: Callable[[], object], *, serves: bool, limits: list[float]) -> None:
+        self.result, self.serves, self.limits = result, serves, limits
         self.phases = ["build"]
 
     def answer(self, timeout_s: float, on_phase: Callable[[str], None]) -> object:
-        assert timeout_s > 0
+        self.limits.append(timeout_s)
         while self.phases:
             on_phase(self.phases.pop())
         return SERVING if self.serves else self.result()

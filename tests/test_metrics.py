@@ -73,7 +73,7 @@ def test_a_full_row_fills_every_column() -> None:
         COMPILE,
         status=Status.THROTTLED,
         reason="software power cap",
-        measurement=measurement(2.0, telemetry=telemetry, memory=memory),
+        measurement=measurement(2.0, telemetry=telemetry, memory=memory, turns_note="eager in bf16 failed"),
         parity=replace(FAILED, failed=0, failures=(), note="checked at batch 4"),
         max_batch_size=8,
     )

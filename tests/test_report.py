@@ -147,6 +147,32 @@ def test_rows_are_not_told_apart_where_the_turns_do_not() -> None:
     assert "cannot tell it from `eager` in fp32" in verdict
 
 
+def test_the_best_path_is_the_one_that_gains_most_by_turns() -> None:
+    """The throughput of the other is higher, but was measured minutes apart."""
+    folded = replace(CASE, path="folded")
+    gains = {COMPILE: 3.0, folded: 2.0}
+    rows = [
+        result(case, measurement=measurement(ms, turns={CASE.key: ((gains[case],),), case.key: ((1.0,),)}))
+        for case, ms in ((COMPILE, 2.0), (folded, 1.9))
+    ]
+    report = rendered(run(result(CASE, 6.0), *rows))
+    (verdict,) = lines_with(report, "is fastest")
+    assert "`compile` in fp32 is fastest at 4,000 [" in verdict
+    assert "cannot tell it from `folded`" in verdict
+    assert lines_with(section(report, "Best path"), "`compile`")
+    assert not lines_with(section(report, "Best path"), "`folded`")
+    (verdict,) = lines_with(rendered(run(*rows)), "is fastest")
+    assert "`folded` in fp32" in verdict, "without eager, by throughput"
+
+
+def test_why_there_is_no_speedup_is_said() -> None:
+    alone = measurement(1.0, turns_note="eager in fp32 does not run beside it: OutOfMemoryError: full")
+    report = rendered(run(result(COMPILE, measurement=alone)))
+    (verdict,) = lines_with(report, "is fastest")
+    assert "It is not compared with eager: eager in fp32 does not run beside it: OutOfMemoryError: full." in verdict
+    assert "- No speed-up for some rows: eager in fp32 does not run" in section(report, "Throughput")
+
+
 def test_a_marked_baseline_is_named() -> None:
     noisy = result(CASE, 4.0, status=Status.THROTTLED, reason="software power cap")
     (verdict,) = lines_with(rendered(run(noisy, result(COMPILE, 1.0))), "is fastest")

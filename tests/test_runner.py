@@ -145,15 +145,46 @@ def test_budget_stops_before_it_is_spent_and_resume_goes_on(workers: Workers, di
     run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
     assert statuses(run) == ["eager valid", "channels_last valid"], "12 s and 10 s; a third would end after 32 s"
     assert [case.path for case in run.pending] == ["compile"]
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases not started"
-    assert heard[-1] == "notice stopped: the budget is spent: 1 cases not started"
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
+    assert heard[-1] == "notice stopped: the budget is spent: 1 cases left"
     assert run.sessions[-1].wall_s <= 25.0
     run, heard = sit(directory, None)
     assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
     assert workers.paths_run() == ["eager", "channels_last", "compile"], "none twice"
     assert heard[0] == "started made-up 1"
-    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 cases not started", ""]
+    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 cases left", ""]
     assert workers.names().count("ceilings") == 1
+
+
+def test_budget_ends_in_the_middle_of_a_case_that_takes_longer_than_expected(workers: Workers, directory: Path) -> None:
+    """It is left as if it had not been started."""
+    left = "the budget is spent: 3 cases left"
+
+    def hang(case: Case) -> Result:
+        workers.now_s += workers.limits[-1]
+        raise WorkerTimeoutError(f"no result from {case.path}")
+
+    workers.measure = hang
+    run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
+    assert workers.limits == [25.0, 23.0], "the reference, which takes 2 s, and the case"
+    assert (run.results, len(run.pending), run.sessions[-1].interrupted) == ((), 3, left)
+    assert heard[-1] == f"notice stopped: {left}"
+    run, _ = sit(directory, None)
+    assert {row.status for row in run.results} == {Status.TIMEOUT}, "without a budget it is a result"
+    assert workers.limits[-1] == Settings().timeout_s
+
+
+def test_a_resumed_run_knows_how_long_cases_took(workers: Workers, directory: Path) -> None:
+    def measure(case: Case) -> Result:
+        if case.path == "channels_last":
+            raise KeyboardInterrupt
+        return result(case, phases_s={"first call": 300.0})
+
+    workers.measure = measure
+    sit(directory, plan())
+    run, _ = sit(directory, None, budget_s=299.0)
+    assert run.sessions[-1].interrupted == "the budget is spent: 2 cases left"
+    assert workers.paths_run() == ["eager", "channels_last"], "none in the second sitting"
 
 
 @pytest.mark.usefixtures("workers")

@@ -38,6 +38,7 @@ def test_turns_are_in_the_row(workers: Workers, directory: Path) -> None:
     assert eager.measurement is not None
     assert compiled.measurement is not None
     assert (eager.measurement.turns, compiled.measurement.turns) == ({}, {compiled.case.key: ((1.0,),)})
+    assert (eager.measurement.turns_note, compiled.measurement.turns_note) == ("", "eager was ill")
     assert set(workers.baselines) == {case.key for case in CASES[1:]}
 
 

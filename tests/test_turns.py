@@ -10,7 +10,7 @@ from synthetic_runs import CASE
 from bench import turns
 from bench.isolation import SERVING, WorkerCrashedError, started
 from bench.stats import MINIMUM_SAMPLES, speedups
-from bench.types import Settings
+from bench.types import Case, Settings
 
 
 class Machine:
@@ -85,27 +85,34 @@ def test_workers_take_turns() -> None:
     phases: list[str] = []
     with started("faulty:take_turns", 2.0) as worker:
         assert worker.answer(60) is SERVING
-        found = turns.compare(COMPILED, worker, (EAGER,), QUICK, phases.append)
+        found, note = turns.compare(COMPILED, worker, (EAGER,), QUICK, phases.append)
         worker.dismiss()
         assert worker.answer(60) == f"asked {MINIMUM_SAMPLES} times"
     assert phases == ["baselines", "turns"]
+    assert note == ""
     assert found[COMPILED.key] == ((2.0,),) * MINIMUM_SAMPLES
     assert len(found[EAGER.key]) == MINIMUM_SAMPLES
     assert all(ms > 0 for turn in found[EAGER.key] for ms in turn)
 
 
-def test_baseline_that_cannot_run_costs_the_comparison_alone() -> None:
+@pytest.mark.parametrize("others", [(), (EAGER,)])
+def test_baseline_that_cannot_run_costs_its_comparison_alone(others: tuple[Case, ...]) -> None:
     with started("faulty:take_turns", 2.0) as worker:
         worker.answer(60)
-        assert turns.compare(COMPILED, worker, (replace(EAGER, model="resnet1"),), QUICK, lambda _: None) == {}
+        baselines = (replace(EAGER, model="resnet1", precision="bf16"), *others)
+        found, note = turns.compare(COMPILED, worker, baselines, QUICK, lambda _: None)
         worker.dismiss()
-        assert worker.answer(60) == "asked 0 times"
+        assert worker.answer(60) == f"asked {MINIMUM_SAMPLES if others else 0} times"
+    assert set(found) == ({COMPILED.key, EAGER.key} if others else set())
+    assert note.startswith("eager in bf16 does not run beside it: ValueError: ")
+    assert "resnet1" in note
 
 
 def test_case_that_dies_in_its_turn_is_told_by_its_answer() -> None:
     with started("faulty:take_turns", 0.0) as worker:
         worker.answer(60)
-        assert turns.compare(COMPILED, worker, (EAGER,), QUICK, lambda _: None) == {}
+        found, note = turns.compare(COMPILED, worker, (EAGER,), QUICK, lambda _: None)
+        assert (found, note) == ({}, "a turn failed: SIGKILL during start-up")
         worker.dismiss()
         with pytest.raises(WorkerCrashedError, match="SIGKILL"):
             worker.answer(60)

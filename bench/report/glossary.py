@@ -11,7 +11,7 @@ STATUSES: dict[Status, str] = {
     Status.SHARED_GPU: "Measured, but another process was using the same GPU.",
     Status.PARITY_FAILED: "The path does not compute what the reference computes; it has no speed.",
     Status.OOM: "Out of memory at this batch size, which is never changed silently.",
-    Status.TIMEOUT: "Not finished within the time of one case.",
+    Status.TIMEOUT: "A stage of the case was not finished within its time.",
     Status.CRASHED: "The worker died or raised; the reason names the signal or the error.",
     Status.UNSUPPORTED: "Cannot run on this machine; the reason says what is missing.",
 }

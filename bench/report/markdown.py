@@ -50,11 +50,12 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         memory_meaning=METRICS_BY_NAME["peak_allocated_bytes"].description,
         memory=tables.parts([row for row in timed if row["peak_allocated_bytes"] is not None], tables.MEMORY),
         largest=tables.table([row for row in rows if row["max_batch_size"] is not None], tables.MAX_BATCH),
+        speedup_notes=_notes(timed, "speedup_note"),
         latency=tables.parts([row for row in timed if row["mode"] == "infer"], tables.LATENCY),
         compile=tables.parts(tables.compiled(timed), tables.COMPILE),
         power=tables.parts([row for row in timed if row["power_w"] is not None], tables.POWER),
         parity=tables.parts(checked, tables.PARITIES),
-        parity_notes=_notes(checked),
+        parity_notes=_notes(checked, "parity_note"),
         failures=_by_status(rows, frozenset(Status) - TIMED_STATUSES - {Status.UNSUPPORTED}),
         marked=_by_status(rows, TIMED_STATUSES - {Status.VALID}),
         unsupported=_unsupported(rows),
@@ -81,9 +82,9 @@ def _headline(timed: list[Record]) -> list[Record]:
     return [verdict.best(verdict.at_largest_batch(cell)) for _, cell in cells]
 
 
-def _notes(checked: list[Record]) -> list[str]:
-    """Why parity was checked at other batches than the timed ones."""
-    return sorted({prose(row["parity_note"]) for row in checked if row["parity_note"]})
+def _notes(rows: list[Record], name: str) -> list[str]:
+    """What is to be said below a table, once each."""
+    return sorted({prose(row[name]) for row in rows if row[name]})
 
 
 def _by_status(rows: list[Record], statuses: frozenset[Status]) -> list[dict[str, str]]:

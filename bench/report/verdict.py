@@ -3,7 +3,7 @@
 from collections import Counter
 
 from bench.report.records import Record, grouped, measured, setup, setup_name, varying
-from bench.report.text import code, count, interval, listing, ratio
+from bench.report.text import code, count, interval, listing, prose, ratio
 from bench.rows import BASELINE
 from bench.types import Status
 
@@ -11,8 +11,15 @@ COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals
 
 
 def best(rows: list[Record]) -> Record:
-    """The fastest of rows that have a speed."""
-    return max(rows, key=lambda row: row["images_per_s"])
+    """The fastest of rows that have a speed, of one model, mode and batch size.
+
+    By the speed-up over a baseline that all were compared with by turns; throughputs were taken minutes apart and
+    decide only where there is none.
+    """
+    alike = len({row["precision"] for row in rows}) == 1
+    names = ("speedup_vs_eager_fp32", *(("speedup_vs_eager",) if alike else ()), "images_per_s")
+    name = next(name for name in names if all(row[name] is not None for row in rows))
+    return max(rows, key=lambda row: row[name])
 
 
 def at_largest_batch(rows: list[Record]) -> list[Record]:
@@ -94,7 +101,8 @@ def _caveats(winner: Record, rows: list[Record]) -> list[str]:
         others = any(row["path"] != BASELINE for row in rows)
         caveats.append("No path beats eager here." if others else "No other path has a speed here.")
     elif winner["speedup_vs_eager"] is None:
-        caveats.append("It is not compared with eager, which has no speed at that batch or does not fit beside it.")
+        why = prose(winner["speedup_note"]) or "eager has no speed at that batch"
+        caveats.append(f"It is not compared with eager: {why}.")
     caveats.append("Parity passed." if winner["parity"] == "pass" else "Its parity was not checked.")
     caveats += [f"{name} is marked {row['status']}." for name, row in _behind(winner, rows) if row["status"] != "valid"]
     return caveats
