@@ -50,14 +50,14 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Lint, and check the formatting."""
+    """Lint, and check the formatting; arguments go to `ruff check`."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))
-    session.run("ruff", "check", ".")
+    session.run("ruff", "check", ".", *session.posargs)
     session.run("ruff", "format", "--check", ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of everything, strictly."""
+    """Check the types of everything, strictly; arguments go to mypy."""
     install(session, "types")
-    session.run("mypy", *CODE)
+    session.run("mypy", *CODE, *session.posargs)

@@ -15,7 +15,17 @@ import click
 from click.core import ParameterSource
 
 from bench import isolation, journal, junit, listings, runner
-from bench.options import AXIS_OPTIONS, OUTPUT_OPTIONS, WEIGHTS_OPTION, Exit, duration, epilog, exit_code, grouped
+from bench.options import (
+    AXIS_OPTIONS,
+    OUTPUT_OPTIONS,
+    UNJUDGED,
+    WEIGHTS_OPTION,
+    Exit,
+    duration,
+    epilog,
+    exit_code,
+    grouped,
+)
 from bench.output import Output
 from bench.progress import Watch
 from bench.sweep import Axes, expand, load_preset, max_batch_cases
@@ -83,8 +93,8 @@ def main() -> None:
 @grouped(AXIS_OPTIONS)
 @WEIGHTS_OPTION
 @click.option("--find-max-batch", is_flag=True, help="Also search the largest batch that fits, per path.")
-@click.option("--budget", type=duration, help="Stop starting cases in time for this, e.g. 8m; --resume goes on.")
-@click.option("--timeout", type=duration, help="Wall time of one case, e.g. 10m. [default: the preset's]")
+@click.option("--budget", type=duration, help="End within this time, e.g. 8m; --resume goes on from there.")
+@click.option("--timeout", type=duration, help="Wall time of a stage of a case, e.g. 10m. [default: the preset's]")
 @click.option("--resume", type=_RUN_DIRECTORY, help="Go on with the run in this directory: skip done, re-try failed.")
 @grouped(OUTPUT_OPTIONS)
 @click.pass_context
@@ -107,6 +117,8 @@ def run(
     output = Output(quiet=quiet, as_json=as_json)
     if resume is not None:
         _refuse_beside_resume(ctx)
+        if (resume / journal.JOURNAL_NAME).exists():  # else the runner says that there is nothing to resume
+            _require_devices(journal.read(resume).plan.cases, f"the run in {resume}")
         directory, plan = resume, None
     else:
         plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or _found_device()], Axes(**axes), weights)
@@ -118,6 +130,7 @@ def run(
     done = _watched(directory, plan, output, budget)
     output.conclude(
         done,
+        exit_code(done),
         directory=directory,
         files=[directory / journal.JOURNAL_NAME],
         lines=[listings.overhead(done), *_unfinished(done, directory)],
@@ -154,12 +167,15 @@ def parity(
     The preset `parity`, on the GPU where there is one: resnet18 at 64 px, every mode and precision.
     """
     output = Output(quiet=quiet, as_json=as_json)
+    if junit_file is not None:
+        junit.refuse_unwritable(junit_file)
     plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}), weights)
     plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
     with _kept(out) as directory:
         done = _watched(directory, plan, output, budget=None)
     output.conclude(
         done,
+        exit_code(done),
         directory=out,
         files=[
             *([out / journal.JOURNAL_NAME] if out else []),
@@ -171,7 +187,7 @@ def parity(
     ctx.exit(exit_code(done))
 
 
-@main.command(epilog=epilog("resbench report reports/quick-20260102-030405"))
+@main.command(epilog=epilog("resbench report reports/quick-20260102-030405", exits=UNJUDGED))
 @click.argument("directory", type=_RUN_DIRECTORY)
 @grouped(OUTPUT_OPTIONS)
 def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
@@ -180,10 +196,10 @@ def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
     Ends with 0 when they are written, whatever became of the run.
     """
     done = journal.read(directory)
-    Output(quiet=quiet, as_json=as_json).conclude(done, directory=directory, lines=done.notices)
+    Output(quiet=quiet, as_json=as_json).conclude(done, Exit.VALID, directory=directory, lines=done.notices)
 
 
-@main.command("list", epilog=epilog("resbench list paths", "resbench list presets --json"))
+@main.command("list", epilog=epilog("resbench list paths", "resbench list presets --json", exits=UNJUDGED))
 @click.argument("what", type=click.Choice(tuple(LISTS)))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array on stdout.")
 def list_(*, what: str, as_json: bool) -> None:
@@ -196,7 +212,7 @@ def list_(*, what: str, as_json: bool) -> None:
         output.console().print(listings.table(rows))
 
 
-@main.command(epilog=epilog("resbench doctor", "resbench doctor --json"))
+@main.command(epilog=epilog("resbench doctor", "resbench doctor --json", exits=UNJUDGED))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array on stdout.")
 def doctor(*, as_json: bool) -> None:
     """Tell what this machine can run, and why not the rest."""
@@ -219,16 +235,16 @@ def _plan(preset_name: str, axes: Axes, weights: str | None) -> Plan:
     """The plan of a preset with some axes and the weights replaced; refused where its device is not here."""
     preset = load_preset(preset_name)
     cases = expand(preset, axes)
-    _require_devices(cases, preset_name)
+    _require_devices(cases, f"preset {preset_name}")
     settings = preset.settings if weights is None else replace(preset.settings, weights=weights)
     return Plan(name=preset.name, cases=cases, settings=settings, command=shlex.join(["resbench", *sys.argv[1:]]))
 
 
-def _require_devices(cases: tuple[Case, ...], preset_name: str) -> None:
+def _require_devices(cases: tuple[Case, ...], what: str) -> None:
     if any(case.device == "cuda" for case in cases) and _found_device() != "cuda":
         raise ValueError(
-            f"preset {preset_name} would run on cuda, but torch finds no CUDA device here: pass --device cpu or a "
-            "preset for CPU (cpu-quick, cpu), or see what is missing with `resbench doctor`"
+            f"{what} would run on cuda, but torch finds no CUDA device here: start a run with --device cpu or a preset "
+            "for CPU (cpu-quick, cpu), or see what is missing with `resbench doctor`"
         )
 
 

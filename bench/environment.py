@@ -24,7 +24,8 @@ from bench.types import Device, Environment
 
 UNKNOWN = "unknown"
 GIB = 2**30
-SOURCES = ("bench/*.py", "kernels/*.py", "resnet/*.py")  # what is measured and what measures, as git pathspecs
+# What is measured and what measures, as git pathspecs.
+SOURCES = ("bench/*.py", "kernels/*.py", "kernels/*.cpp", "kernels/*.hpp", "resnet/*.py")
 
 # Environment variables that change what is measured, by the start of their name.
 VARIABLES = (

@@ -1,7 +1,7 @@
 """The vocabulary of the command line: types of values, groups of options and exit codes. Imports no torch."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar, get_args
 
@@ -42,6 +42,11 @@ EXIT_CODES = {
     Exit.PARITY_FAILED: "parity failed in at least one case",
     Exit.USAGE: "bad usage: nothing was run and nothing was written over",
     Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, unstable, throttled, ..., Ctrl-C, budget)",
+}
+UNJUDGED = {  # of commands that judge no run
+    Exit.VALID: "done",
+    Exit.USAGE: "bad usage: nothing was written over",
+    Exit.FAILED: "torch does not work here, or Ctrl-C",
 }
 
 
@@ -117,9 +122,9 @@ def grouped(options: tuple[Callable[[Command], Command], ...]) -> Callable[[Comm
     return add
 
 
-def epilog(*examples: str) -> str:
+def epilog(*examples: str, exits: Mapping[Exit, str] = EXIT_CODES) -> str:
     """The end of a --help page: examples and exit codes."""
-    codes = [f"{code:d}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    codes = [f"{code:d}  {meaning}" for code, meaning in exits.items()]
     return "\n\n".join(
         f"\b\n{title}:\n  " + "\n  ".join(lines) for title, lines in (("Examples", examples), ("Exit codes", codes))
     )

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench.options import exit_code
+from bench.options import Exit
 from bench.types import Run
 
 _PIPE_WIDTH = 200  # columns: a log file has no width of its own, and folded tables are hard to search
@@ -37,13 +37,14 @@ class Output:
     def conclude(
         self,
         run: Run,
+        ends: Exit,
         *,
         directory: Path | None,
         files: Sequence[Path] = (),
         lines: Sequence[str] = (),
         table: Table | None = None,
     ) -> None:
-        """Write the reports to `directory` unless it is None, then print how the run ended.
+        """Write the reports to `directory` unless it is None, then print how the command ends.
 
         That is a table (the summary of the run unless another is given), the lines, and the names of the reports and
         of the `files` that were written before.
@@ -64,7 +65,7 @@ class Output:
             console.print(line, markup=False, soft_wrap=True)
         if self.as_json:
             rows = [{name: _plain(value) for name, value in row.items()} for row in records.records(results)]
-            self.json({"rows": rows, "files": written, "exit_code": exit_code(run)})
+            self.json({"rows": rows, "files": written, "exit_code": ends})
             return
         if written:
             console.print("wrote:")

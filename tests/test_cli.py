@@ -127,6 +127,18 @@ def test_interrupted_run_writes_its_reports_and_says_how_to_go_on(fake: FakeRunn
     assert fake.budgets == [None, 3661.0]
 
 
+def test_a_run_on_cuda_is_not_resumed_without(fake: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "call", lambda _: True)
+    fake.becomes = lambda case: result(case) if case.path == "eager" else None
+    invoke("run", "--preset", "quick", "--out", "here")
+    monkeypatch.setattr(isolation, "call", lambda _: False)
+    before = Path("here/results.jsonl").read_bytes()
+    ended = invoke("run", "--resume", "here")
+    assert ended.exit_code == Exit.USAGE
+    assert "the run in here would run on cuda, but torch finds no CUDA device here" in ended.stderr
+    assert Path("here/results.jsonl").read_bytes() == before
+
+
 def test_ctrl_c_outside_the_runner_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(entry: str) -> None:
         raise KeyboardInterrupt(entry)
@@ -310,6 +322,13 @@ def test_parity_names_what_diverges(fake: FakeRunner, directory: Path) -> None:
     assert '<failure message="grad:conv1.weight@1"' in (directory / "out/parity.xml").read_text()
 
 
+def test_parity_refuses_an_unwritable_junit_file_before_it_runs(fake: FakeRunner, directory: Path) -> None:
+    (directory / "file").write_text("")
+    ended = invoke("parity", "--junit", "file/parity.xml")
+    assert (ended.exit_code, fake.plans) == (Exit.USAGE, [])
+    assert "Cannot write the JUnit file file/parity.xml" in ended.stderr
+
+
 def test_parity_keeps_its_run_where_asked(fake: FakeRunner, directory: Path) -> None:
     fake.becomes = checked
     ended = invoke("parity", "--out", "kept", "--json", "--paths", "eager,compile")
@@ -328,6 +347,7 @@ def test_report_renders_again_and_leaves_the_journal_alone(fake: FakeRunner, dir
     written = (directory / "here" / "results.jsonl").read_bytes()
     (directory / "here" / "report.md").unlink()
     assert invoke("report", "here").exit_code == 0
+    assert json.loads(invoke("report", "here", "--json").stdout)["exit_code"] == 0
     assert (directory / "here" / "report.md").is_file()
     assert (directory / "here" / "results.jsonl").read_bytes() == written
 
@@ -460,5 +480,6 @@ def test_help_shows_examples_and_exit_codes(command: str) -> None:
     ended = invoke(command, "--help")
     assert ended.exit_code == 0
     assert f"Examples:\n    resbench {command}" in ended.stdout
-    for code in Exit:
-        assert f"\n    {code:d}  " in ended.stdout
+    exits = [code for code in Exit if f"\n    {code:d}  " in ended.stdout]
+    judges = command in ("run", "parity")
+    assert exits == [code for code in Exit if judges or code is not Exit.PARITY_FAILED]

@@ -174,6 +174,14 @@ def test_revision_marks_changed_code(tmp_path: FilePath) -> None:
     assert environment._revision(package) == head
     (package / "code.py").write_text("x = 2\n")
     assert environment._revision(package) == f"{head}-dirty"
+    git(tmp_path, "checkout", "--quiet", ".")
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    for name in ("kernel.cpp", "kernel.hpp"):
+        (kernels / name).write_text("int x;\n")
+        assert environment._revision(package) == f"{head}-dirty"
+        (kernels / name).unlink()
+        assert environment._revision(package) == head
     nested = package / "site-packages" / "bench"
     nested.mkdir(parents=True)
     assert environment._revision(nested) == "unknown"  # installed inside somebody else's checkout

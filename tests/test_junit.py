@@ -1,6 +1,7 @@
 """JUnit XML, read back as a continuous integration server would: with an XML parser of its own."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -58,5 +59,14 @@ def test_a_case_that_was_not_run_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"Cannot write the JUnit file .*below"):
-        junit.write(run(result()), tmp_path / "file" / "below")
+    for write in (partial(junit.write, run(result())), junit.refuse_unwritable):
+        with pytest.raises(ValueError, match=r"Cannot write the JUnit file .*below"):
+            write(tmp_path / "file" / "below")
+
+
+def test_to_ask_whether_a_file_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "old.xml"
+    old.write_text("of the last run")
+    for file in (old, tmp_path / "new.xml"):
+        junit.refuse_unwritable(file)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("old.xml", "of the last run")]
