@@ -74,9 +74,7 @@ class Settings:
 class Memory:
     """Bytes, from a loop of its own after timing. None: cannot be known on this device."""
 
-    peak_allocated_bytes: int | None = (
-        None  # CUDA: caching allocator, whole graph pools; CPU: resident set above baseline
-    )
+    peak_allocated_bytes: int | None = None  # CUDA: allocator, with graph pools; CPU: resident set above the baseline
     peak_reserved_bytes: int | None = None  # CUDA only
     process_bytes: int | None = None  # CUDA: NVML's figure for the process; CPU: peak resident set
     parameter_bytes: int | None = None  # parameters and buffers
