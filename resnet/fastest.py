@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Way = Callable[[Tensor, Tensor | None], Tensor]  # (x, residual) -> output, which may be written over the residual
+Prepare = Callable[[], Way]  # packs what the way needs
 
 _TRIALS = 7  # timed runs of each way; the median decides
 _OTHER_LAYERS = {"cpu": 1 << 25, "cuda": 1 << 27}  # bytes: what they leave in the caches of that type of device
@@ -30,7 +31,7 @@ class Fastest(nn.Module, ABC):
         return {**self.__dict__, "choice": "", "rejected": {}, "_run": None}
 
     @abstractmethod
-    def ways(self, x: Tensor) -> dict[str, Callable[[], Way]]:
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
         """What prepares each way that this layer can try on inputs like x, by name.
 
         Preparing, or the way itself, raises RuntimeError where it refuses the layer or the input.

@@ -16,10 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kernels.avx512_conv import CHANNELS, Algorithm, Avx512Conv2d
 from kernels.avx512_pool import avx512_max_pool2d
-from resnet.fastest import Fastest, Way
+from resnet.fastest import Fastest, Prepare, Way
 from resnet.model import BasicBlock, Bottleneck, ResNet
-
-Prepare = Callable[[], Way]
 
 _STEM_KERNEL = 7
 
