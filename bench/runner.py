@@ -116,10 +116,10 @@ class _Sitting:
         self.observer.started(self.plan, len(pending))
         if not pending:
             return ""
-        self.known = read(self.journal.directory)
-        for result in self.known.results:
+        known = read(self.journal.directory)
+        for result in known.results:
             self._learn(result.case, sum(result.phases_s.values()))
-        self.ceilings = self._ceilings(device)
+        self.ceilings = known.ceilings or self._measured_ceilings(device)
         inspected: dict[str, tuple[Cost, str]] = call(
             "bench.worker:inspect", tuple(pending), timeout_s=_SURVEY_TIMEOUT_S
         )
@@ -153,10 +153,8 @@ class _Sitting:
         limit_s = self.plan.settings.timeout_s
         return limit_s if self.deadline is None else min(limit_s, max(0.0, self.deadline - monotonic()))
 
-    def _ceilings(self, device: str) -> Ceilings:
-        """Of this environment: measured once a run."""
-        if self.known.ceilings is not None:
-            return self.known.ceilings
+    def _measured_ceilings(self, device: str) -> Ceilings:
+        """Of this environment: once a run."""
         measured: Ceilings = call("bench.worker:ceilings", device, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(measured)
         return measured
@@ -203,7 +201,8 @@ class _Sitting:
             taken: dict[str, Rounds] = {}
             note = ""
             if answer is SERVING:
-                taken, note = turns.compare(case, worker, baselines, settings, phases)
+                within = replace(settings, timeout_s=self._limit_s())
+                taken, note = turns.compare(case, worker, baselines, within, phases)
                 worker.dismiss()
                 answer = worker.answer(self._limit_s(), phases)
         result: Result = answer

@@ -90,7 +90,10 @@ class Workers:
             lambda: getattr(self, f"_{name}")(*arguments), serves=bool(arguments[-1]), limits=self.limits
         )
 
-    def compare(self, case: Case, _: object, baselines: tuple[Case, ...], *__: object) -> tuple[dict[str, Rounds], str]:
+    def compare(
+        self, case: Case, _: object, baselines: tuple[Case, ...], settings: Settings, __: object
+    ) -> tuple[dict[str, Rounds], str]:
+        self.limits.append(settings.timeout_s)
         self.baselines[case.key] = baselines
         return {case.key: ((1.0,),)}, "eager was ill"
 

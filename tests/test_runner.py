@@ -174,6 +174,12 @@ def test_budget_ends_in_the_middle_of_a_case_that_takes_longer_than_expected(wor
     assert workers.limits[-1] == Settings().timeout_s
 
 
+def test_baselines_end_with_the_budget_too(workers: Workers, directory: Path) -> None:
+    sit(directory, plan(CASES[0], CASES[1], warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=25.0)
+    assert workers.baselines.keys() == {CASES[1].key}
+    assert workers.limits == [25.0, 23.0, *3 * [23.0]], "reference, eager; then a case, its baselines and its end"
+
+
 def test_a_resumed_run_knows_how_long_cases_took(workers: Workers, directory: Path) -> None:
     def measure(case: Case) -> Result:
         if case.path == "channels_last":
