@@ -1,0 +1,38 @@
+"""What Triton's interpreter gets wrong, put right, so that parity on a CPU is that of the device.
+
+Between fp32 and bf16 it truncates where every GPU rounds to nearest even, and takes some thirty passes over the data.
+"""
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+_ROUNDING_BITS = 16  # that fp32 has and bf16 has not
+_QUIET_NAN = np.uint16(0x7FC0)
+
+_convert_other = interpreter._convert_float
+
+
+def mend() -> None:
+    """Replace the interpreter's conversions between fp32 and bf16; the others stay."""
+    interpreter._convert_float = _convert
+
+
+def _convert(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding_mode: Any) -> np.ndarray:  # noqa: ANN401
+    """As the function it replaces: values, and bf16 as its bits, to the bits of the target."""
+    if (source, target) == (tl.float32, tl.bfloat16):
+        return _round_to_bf16(values)
+    if (source, target) == (tl.bfloat16, tl.float32):
+        return values.astype(np.uint32) << np.uint32(_ROUNDING_BITS)
+    converted: np.ndarray = _convert_other(values, source, target, rounding_mode)
+    return converted
+
+
+def _round_to_bf16(values: np.ndarray) -> np.ndarray:
+    """The nearest bf16 as its 16 bits, the even one of two; NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    even = (bits >> np.uint32(_ROUNDING_BITS)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(_ROUNDING_BITS)
+    return np.where(np.isnan(values), _QUIET_NAN, rounded.astype(np.uint16))

@@ -1,0 +1,111 @@
+"""What a row of KERNELS is: a fused operation, the same in plain PyTorch, and operands for both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+Shape = tuple[int, int, int, int]
+
+
+class Norm(NamedTuple):
+    """One BatchNorm: parameters [C] and running statistics [C], each None where it has none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    eps: float | None  # None: no BatchNorm at all
+
+
+NO_NORM = Norm(None, None, None, None, None)
+
+
+class Operands(NamedTuple):
+    """What a form takes: x [N, C, H, W] and its BatchNorm; z like x where there is a second operand, and its own."""
+
+    x: Tensor
+    norm: Norm
+    z: Tensor | None
+    z_norm: Norm | None
+
+    def differentiable(self) -> list[Tensor]:
+        """The tensors that require a gradient, x first."""
+        norms = [self.norm, self.z_norm] if self.z_norm else [self.norm]
+        found = [self.x, self.z, *(tensor for norm in norms for tensor in (norm.weight, norm.bias))]
+        return [tensor for tensor in found if tensor is not None and tensor.requires_grad]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One form of a fused operation.
+
+    `run` and `oracle` take operands and whether statistics are those of the batch (training), and return y; both are
+    differentiable. The oracle is plain PyTorch: in fp64 it is what parity is measured against, at the operands' own
+    precision it is eager.
+    """
+
+    name: str
+    run: Callable[[Operands, bool], Tensor]
+    oracle: Callable[[Operands, bool], Tensor]
+    second: bool = False  # takes z
+    second_norm: bool = False  # and normalises it
+
+
+def plain_batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
+    """BatchNorm by PyTorch, which leaves the running statistics as they are."""
+    mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
+    assert norm.eps is not None  # noqa: S101
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, training, eps=norm.eps)
+
+
+def require_fitting(x: Tensor, norm: Norm, *, training: bool) -> None:
+    """Refuse what nn.BatchNorm2d refuses, with its errors: kernels would read beyond the end.
+
+    Raises:
+        ValueError: x is not [N, C, H, W]; or training on one value a channel.
+        RuntimeError: a parameter or statistic that is not [C].
+        NotImplementedError: a dtype without arithmetic.
+    """
+    if x.dim() != 4:  # noqa: PLR2004
+        raise ValueError(f"expected 4D input (got {x.dim()}D input)")
+    if not x.is_floating_point():
+        raise NotImplementedError(f"fused BatchNorm is not implemented for {x.dtype}")
+    if training and x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    for name, tensor in norm._asdict().items():
+        if isinstance(tensor, Tensor) and tensor.numel() != x.shape[1]:
+            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {tensor.numel()}")
+
+
+def make_operands(
+    kernel: Kernel,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    channels_last: bool = True,
+    seed: int = 0,
+) -> Operands:
+    """Random operands of a form that require gradients: x and z normal around small means, parameters as in training.
+
+    Parameters and statistics are fp32, or fp64 beside an fp64 x.
+    """
+    generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def normal(*size: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float32, device=device).to(dtype)
+
+    def image() -> Tensor:
+        return normal(*shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+
+    def norm(eps: float) -> Norm:
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        weight, bias, mean, deviation = (normal(shape[1], dtype=exact) for _ in range(4))
+        return Norm(weight.requires_grad_(), bias.requires_grad_(), mean, 0.5 + deviation.square(), eps)
+
+    return Operands(image(), norm(1e-5), image() if kernel.second else None, norm(1e-3) if kernel.second_norm else None)

@@ -1,0 +1,167 @@
+"""How the tiles and programs of a pass over a tensor are laid out: a plain function of its shape, never a search.
+
+A tensor is seen as a matrix of rows (N * H * W) by channels. A program takes one block of channels and a run of
+consecutive rows, which it walks in tiles. The figures were set by reasoning and by the audit (no spills, 128-bit
+accesses); `resbench kernels --search` measures alternatives on a GPU and prints what to write here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.runtime import architecture
+
+Layout = Literal["channels_last", "NCHW, 16", "NCHW"]
+Pass = Literal[
+    "statistics", "apply", "reduce", "gradient",
+    "apply dual", "reduce dual", "gradient dual",
+    "pool", "reduce pool", "gradient pool",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A dense tensor [N, C, H, W] as kernels see it: [rows, channels], one of the two contiguous."""
+
+    rows: int  # N * H * W
+    channels: int
+    pixels: int  # H * W
+    width: int
+    channels_last: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Matrix":
+        n, channels, height, width = map(int, x.shape)
+        return cls(
+            rows=n * height * width,
+            channels=channels,
+            pixels=height * width,
+            width=width,
+            channels_last=x.is_contiguous(memory_format=torch.channels_last),
+            dtype=x.dtype,
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """What device functions call it, see `kernels.tiles`."""
+        if self.channels_last:
+            return "channels_last"
+        return "NCHW, 16" if self.pixels % 16 == 0 else "NCHW"
+
+    @property
+    def sums(self) -> torch.dtype:
+        """What sums and statistics are kept in."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def dense(x: Tensor) -> Tensor:
+    """x [N, C, H, W] itself where it is contiguous in either memory format, else a copy that is."""
+    if x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+
+
+def laid_out_like(z: Tensor, x: Tensor) -> Tensor:
+    """z [N, C, ...] in the memory format of dense x."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return z.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """What one step of a program's loop covers, how many threads do it, and how many such programs a multiprocessor."""
+
+    kibibytes: int  # of one tensor, a power of two
+    num_warps: int
+    programs: int = 1
+
+
+TILES: dict[Pass, Tile] = {
+    "statistics": Tile(kibibytes=32, num_warps=16),
+    "apply": Tile(kibibytes=32, num_warps=16),
+    "reduce": Tile(kibibytes=16, num_warps=16),
+    "gradient": Tile(kibibytes=32, num_warps=16),
+    "apply dual": Tile(kibibytes=16, num_warps=16),
+    "reduce dual": Tile(kibibytes=8, num_warps=8, programs=2),
+    "gradient dual": Tile(kibibytes=16, num_warps=16),
+    "pool": Tile(kibibytes=16, num_warps=16),
+    "reduce pool": Tile(kibibytes=8, num_warps=8, programs=2),
+    "gradient pool": Tile(kibibytes=8, num_warps=16),
+}
+TILES_ON: dict[tuple[str, Pass], Tile] = {  # where the registers of TILES do not suffice
+    ("sm_100", "apply"): Tile(kibibytes=16, num_warps=16),
+    ("sm_100", "pool"): Tile(kibibytes=8, num_warps=16),
+}
+SCATTERED = 4  # tiles are smaller by this factor where addresses take the registers
+INTERPRETED_TILE = Tile(kibibytes=256, num_warps=1)  # each operation on a tile is a call of numpy
+
+FEWEST_CHANNELS = 8  # of a block: the bits of a byte of a mask
+MOST_CHANNELS = 256
+NCHW_CHANNELS = 8  # of a block where the rows are what is contiguous
+MERGED = 136  # KiB: every program of a second pass reads the partial sums that all programs of the first have left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One pass over a tensor [rows, channels]."""
+
+    block_rows: int
+    block_channels: int
+    num_warps: int
+    runs: int  # programs along the rows
+    rows_per_run: int  # a multiple of block_rows
+    channel_blocks: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.runs, self.channel_blocks)
+
+
+def launch(kind: Pass, matrix: Matrix) -> Launch:
+    """The launch of one pass over a tensor that is not empty."""
+    machine = architecture()
+    tile = _tile(kind, matrix, machine.name)
+    programs = machine.multiprocessors * tile.programs
+    block_channels = _block_channels(matrix.channels, programs) if matrix.channels_last else NCHW_CHANNELS
+    block_rows = min(
+        tile.kibibytes * 1024 // matrix.dtype.itemsize // block_channels, triton.next_power_of_2(matrix.rows)
+    )
+    channel_blocks = triton.cdiv(matrix.channels, block_channels)
+    runs = max(1, programs // channel_blocks)
+    rows_per_run = triton.cdiv(triton.cdiv(matrix.rows, runs), block_rows) * block_rows
+    least = SCATTERED if _scattered(kind, matrix) else 16 // matrix.dtype.itemsize  # of a thread: a 128-bit access
+    return Launch(
+        block_rows=block_rows,
+        block_channels=block_channels,
+        num_warps=max(1, min(tile.num_warps, block_rows * block_channels // (32 * least))),
+        runs=triton.cdiv(matrix.rows, rows_per_run),
+        rows_per_run=rows_per_run,
+        channel_blocks=channel_blocks,
+    )
+
+
+def _tile(kind: Pass, matrix: Matrix, machine: str) -> Tile:
+    if machine == "interpreter":
+        return INTERPRETED_TILE
+    tile = TILES_ON.get((machine, kind), TILES[kind])
+    return replace(tile, kibibytes=max(4, tile.kibibytes // SCATTERED)) if _scattered(kind, matrix) else tile
+
+
+def _scattered(kind: Pass, matrix: Matrix) -> bool:
+    """Whether a thread's elements are apart in memory: every access is narrow, and has an address of its own."""
+    return matrix.layout == "NCHW" or ("pool" in kind and not matrix.channels_last)
+
+
+def _block_channels(channels: int, programs: int) -> int:
+    """As many as make long contiguous accesses, but so few that merging the partial sums stays cheap.
+
+    A program of the second pass reads 8 bytes for each of its channels from each of `programs * block / channels` runs.
+    """
+    block: int = min(MOST_CHANNELS, max(FEWEST_CHANNELS, triton.next_power_of_2(channels)))
+    while block > FEWEST_CHANNELS and programs * block**2 * 8 > MERGED * 1024 * channels:
+        block //= 2
+    return block
