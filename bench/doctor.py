@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 
 from bench import environment
-from bench.requirements import why_unsupported
+from bench.requirements import why_unsupported, why_untimed
 from bench.types import Case, Device, Mode, Precision
 from resnet.paths import PATHS, Path
 
@@ -21,7 +21,8 @@ def has_cuda() -> bool:
 def examine() -> list[dict[str, object]]:
     """For each device that this machine has: `device`, `facts` and `cells`.
 
-    A cell is a path, mode and precision with `reason`: why it cannot run here, or empty where it can.
+    A cell is a path, mode and precision with `reason`: why it cannot run here, or `untimed`: why it can only be checked;
+    both empty where nothing is missing.
     """
     devices: list[Device] = ["cpu", "cuda"] if has_cuda() else ["cpu"]
     cells = list(product(PATHS, get_args(Mode), get_args(Precision)))
@@ -45,4 +46,6 @@ def _cell(device: Device, path: Path, mode: Mode, precision: Precision) -> dict[
         path=path.name,
         device=device,
     )
-    return {"path": path.name, "mode": mode, "precision": precision, "reason": why_unsupported(case, path) or ""}
+    reason = why_unsupported(case, path) or ""
+    untimed = "" if reason else why_untimed(case, path)
+    return {"path": path.name, "mode": mode, "precision": precision, "reason": reason, "untimed": untimed}

@@ -22,7 +22,9 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
-_PRELOAD = ["bench.worker"]  # imports torch; the server imports it once and every worker inherits it
+# Imported once by the server and inherited by every worker. The first chooses how Triton's kernels run, which has to
+# be before the second imports Triton with torch.
+_PRELOAD = ["kernels.runtime", "bench.worker"]
 
 SERVING = object()  # the answer of a worker that is ready for questions
 

@@ -20,14 +20,14 @@ from typing import Self, TypeAlias, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
+from bench.types import FINE, Ceilings, Environment, Plan, Result, Run, Session, Status
 
 JOURNAL_NAME = "results.jsonl"
 LOCK_NAME = ".lock"
 SCHEMA = 1
 
 # What --resume leaves alone. Everything else failed, or was measured under conditions that the next try may not meet.
-DONE = frozenset({Status.VALID, Status.UNSUPPORTED})
+DONE = FINE
 
 Record: TypeAlias = Environment | Ceilings | Result | Session  # what follows the plan
 

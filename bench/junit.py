@@ -7,7 +7,7 @@ from pathlib import Path
 import junitparser
 from junitparser.junitparser import FinalResult
 
-from bench.types import Result, Run, Status
+from bench.types import FINE, Result, Run, Status
 
 
 def refuse_unwritable(file: Path) -> None:
@@ -66,7 +66,7 @@ def _testcase(result: Result) -> junitparser.TestCase:
 def _outcome(result: Result) -> FinalResult | None:
     if result.status is Status.VALID:
         return None
-    if result.status is Status.UNSUPPORTED:
+    if result.status in FINE:
         return junitparser.Skipped(result.reason)
     kind = junitparser.Failure if result.status is Status.PARITY_FAILED else junitparser.Error
     outcome = kind(result.reason, result.status.value)

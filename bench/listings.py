@@ -68,16 +68,20 @@ def unsupported(run: Run) -> list[str]:
 
 def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
     """What `bench.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
-    reasons = list(dict.fromkeys(cell["reason"] for cell in cells if cell["reason"]))
+    reasons = list(dict.fromkeys(reason for cell in cells if (reason := cell["reason"] or cell["untimed"])))
     rows: Rows = [
         {"path": path, "mode": mode}
-        | {
-            cell["precision"]: f"no ({reasons.index(cell['reason']) + 1})" if cell["reason"] else "yes"
-            for cell in group
-        }
+        | {cell["precision"]: _capability(cell, reasons) for cell in group}
         for (path, mode), group in groupby(cells, key=lambda cell: (cell["path"], cell["mode"]))
     ]
     return rows, [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+
+
+def _capability(cell: dict[str, str], reasons: list[str]) -> str:
+    for name, answer in (("reason", "no"), ("untimed", "parity only")):
+        if cell[name]:
+            return f"{answer} ({reasons.index(cell[name]) + 1})"
+    return "yes"
 
 
 def overhead(run: Run) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from bench.types import Device, Run, Status
+from bench.types import FINE, Device, Run, Status
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,6 +24,7 @@ STYLES: dict[Status, str] = {
     Status.OOM: "red",
     Status.TIMEOUT: "red",
     Status.CRASHED: "red",
+    Status.NOT_TIMED: "dim",
     Status.UNSUPPORTED: "dim",
 }
 
@@ -55,7 +56,7 @@ def exit_code(run: Run) -> Exit:
     statuses = {result.status for result in run.results}
     if Status.PARITY_FAILED in statuses:
         return Exit.PARITY_FAILED
-    if run.pending or statuses - {Status.VALID, Status.UNSUPPORTED}:
+    if run.pending or statuses - FINE:
         return Exit.FAILED
     return Exit.VALID
 

@@ -99,6 +99,16 @@ def _triton(case: Case, path: Path) -> str | None:
     return f"path {path.name} needs Triton on a CUDA device: install triton"
 
 
+def why_untimed(case: Case, path: Path) -> str:
+    """Why a case that can run here is checked and not timed; empty if it is timed."""
+    if case.device == "cuda" or "cuda for timing" not in path.needs:
+        return ""
+    return (
+        "timed on a CUDA device only: on a CPU Triton's interpreter runs the kernels, which shows whether they are right, "
+        "and not how fast they are"
+    )
+
+
 @lru_cache(maxsize=1)
 def fp16_runs_on_cpu() -> bool:
     """Whether oneDNN has fp16 kernels for this CPU and autocast reaches them."""

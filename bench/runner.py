@@ -14,6 +14,7 @@ from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, cal
 from bench.journal import Journal, read
 from bench.rows import BASELINE, TIMED_STATUSES
 from bench.types import (
+    FINE,
     Case,
     Ceilings,
     Cost,
@@ -183,7 +184,7 @@ class _Sitting:
             result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
         except WorkerCrashedError as error:
             result = Result(case=case, status=Status.CRASHED, reason=str(error))
-        if result.status is Status.VALID:
+        if result.status in FINE:
             log.unlink(missing_ok=True)
         phases.end()
         return replace(result, phases_s={**phases.took_s, **result.phases_s})  # the worker's own clock where it has one

@@ -17,6 +17,7 @@ from resnet.paths import PATHS, PATHS_BY_NAME
 
 PRESETS = Path(__file__).with_name("presets")
 SELECTORS = ("all", "capable")
+_CUDA_NEEDS = {"cuda", "cuda for timing"}
 _NUMBERED_DEPTHS = {int(model.removeprefix("resnet")): model for model in DEPTHS}
 
 
@@ -191,7 +192,7 @@ def _paths(block: Block, mode: str) -> list[str]:
 
 def _capable(device: str, mode: str) -> Iterable[str]:
     for path in PATHS:
-        on_cpu = "cuda" not in path.needs and (path.cpu_modes is None or mode in path.cpu_modes)
+        on_cpu = not _CUDA_NEEDS & set(path.needs) and (path.cpu_modes is None or mode in path.cpu_modes)
         if mode in path.modes and (device != "cpu" or on_cpu):
             yield path.name
 

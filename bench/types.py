@@ -24,7 +24,12 @@ class Status(StrEnum):
     OOM = "oom"
     TIMEOUT = "timeout"
     CRASHED = "crashed"
+    NOT_TIMED = "not-timed"
     UNSUPPORTED = "unsupported"
+
+
+# How a case may end without anything having gone wrong.
+FINE = frozenset({Status.VALID, Status.NOT_TIMED, Status.UNSUPPORTED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

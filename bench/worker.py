@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 from bench import environment, limits, locate, memory, parity, reference, telemetry, timing
 from bench.inputs import make_batch, make_model, make_program
 from bench.isolation import announce, describe, serve
-from bench.requirements import why_unsupported
+from bench.requirements import why_unsupported, why_untimed
 from bench.types import (
     Case,
     Ceilings,
@@ -161,12 +161,13 @@ class _CaseRun:
         with self._phase("first call"):
             first_call_s = timing.first_call(partial(program.step, images, labels), self.clock)
         measurement = None
+        untimed = why_untimed(case, PATHS_BY_NAME[case.path])
         verdict = self._check(program)
         if verdict.passed:
-            if case.kind == "measure":
+            if case.kind == "measure" and not untimed:
                 measurement = self._measure(program, images, labels, first_call_s)
             verdict = self._check(program)
-        status, reason = _status(verdict, measurement, settings)
+        status, reason = _status(verdict, measurement, settings, untimed if case.kind == "measure" else "")
         return self.result(
             status=status,
             reason=reason,
@@ -229,9 +230,11 @@ class _CaseRun:
             self.phases_s[name] = self.phases_s.get(name, 0.0) + perf_counter() - start
 
 
-def _status(verdict: ParityResult, measurement: Measurement | None, settings: Settings) -> tuple[Status, str]:
+def _status(
+    verdict: ParityResult, measurement: Measurement | None, settings: Settings, untimed: str = ""
+) -> tuple[Status, str]:
     """The status of a case that ran to its end, and the reason: the worst of all that is to be said of it."""
-    return next(_marks(verdict, measurement, settings), (Status.VALID, ""))
+    return next(_marks(verdict, measurement, settings), (Status.NOT_TIMED, untimed) if untimed else (Status.VALID, ""))
 
 
 def _marks(verdict: ParityResult, measurement: Measurement | None, settings: Settings) -> Iterator[tuple[Status, str]]:

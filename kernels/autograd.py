@@ -1,6 +1,6 @@
 """What the autograd formulas of fused ops share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,15 @@ def keep(ctx: Any, output: tuple[Tensor, ...], *inputs: Tensor | None) -> None: 
     ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)  # zeros for those others would be written for nothing
     ctx.save_for_backward(*inputs, *others)
+
+
+def differentiable(op: Any, formula: Callable[..., tuple[Tensor | None, ...]], setup: Callable[..., None]) -> None:  # noqa: ANN401 - a CustomOpDef
+    """Register the gradients of an op whose first output alone has one; where that got none, no input gets one."""
+
+    def differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+        return (None,) * len(op._opoverload._schema.arguments) if dy is None else formula(ctx, dy)
+
+    op.register_autograd(differentiate, setup_context=setup)
 
 
 def differentiable_once(op: Any) -> None:  # noqa: ANN401 - a CustomOpDef

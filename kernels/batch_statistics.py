@@ -97,20 +97,22 @@ def _update_running(
     num_batches_tracked_ptr,  # []
     statistics_ptr,  # [2, C]: mean and biased variance of the batch
     C,
-    unbiased,  # n / (n - 1)
+    count,  # n, of the values that a statistic is of
     MOMENTUM: tl.constexpr,  # None: the average over all batches so far
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    acc = statistics_ptr.dtype.element_ty
     batches = tl.load(num_batches_tracked_ptr) + 1
     tl.store(num_batches_tracked_ptr, batches)
-    momentum = 1.0 / batches.to(tl.float32) if MOMENTUM is None else MOMENTUM
+    momentum = 1.0 / batches.to(acc) if MOMENTUM is None else tl.full([1], MOMENTUM, dtype=acc)
+    unbiased = tl.cast(count, acc) / tl.cast(count - 1, acc)
     for start in range(0, C, BLOCK):
         channels = start + tl.arange(0, BLOCK)
         known = channels < C
         mean = tl.load(statistics_ptr + channels, mask=known)
         var = tl.load(statistics_ptr + C + channels, mask=known) * unbiased
-        old_mean = tl.load(running_mean_ptr + channels, mask=known).to(mean.dtype)
-        old_var = tl.load(running_var_ptr + channels, mask=known).to(mean.dtype)
+        old_mean = tl.load(running_mean_ptr + channels, mask=known).to(acc)
+        old_var = tl.load(running_var_ptr + channels, mask=known).to(acc)
         tl.store(running_mean_ptr + channels, old_mean * (1 - momentum) + mean * momentum, mask=known)
         tl.store(running_var_ptr + channels, old_var * (1 - momentum) + var * momentum, mask=known)
 
@@ -140,16 +142,21 @@ def update_running_statistics(
     """What nn.BatchNorm2d does to its buffers in a training step, in one launch and without asking the device.
 
     Args:
-        running_mean: [C], changed in place.
-        running_var: [C], changed in place.
+        running_mean: [C], contiguous, changed in place.
+        running_var: [C], contiguous, changed in place.
         num_batches_tracked: [] int64, one more afterwards.
         statistics: [2, C], mean and biased variance of the batch.
         momentum: the weight of this batch; None for the average over all batches.
         count: N * H * W, at least 2: the running variance is the unbiased one.
+
+    Raises:
+        ValueError: running statistics with gaps between their values.
     """
+    if not (running_mean.is_contiguous() and running_var.is_contiguous()):
+        raise ValueError("running statistics have to be contiguous to be updated in place; call contiguous() on them")
     require_runnable(running_mean.device)
     channels = running_mean.numel()
     wrap_triton(_update_running)[(1,)](
-        running_mean, running_var, num_batches_tracked, statistics, channels, count / (count - 1),
+        running_mean, running_var, num_batches_tracked, statistics, channels, count,
         MOMENTUM=momentum, BLOCK=min(1024, triton.next_power_of_2(channels)), num_warps=4,
     )  # fmt: skip

@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.autograd import absent, differentiable_once, keep, present
+from kernels.autograd import absent, differentiable, differentiable_once, keep, present
 from kernels.batch_statistics import MERGED_RUNS, partial_statistics
 from kernels.bn_backward import Activation, bn_backward
 from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
@@ -100,14 +100,14 @@ def _apply(
         tl.store(y_ptr + offsets, y, mask=inside)
 
 
-def _forward(
+def bn_act_forward(
     x: Tensor, z: Tensor | None, norm: Norm, z_norm: Norm | None, *, training: bool, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y like x, statistics [2 or 4, C], and the mask [N, ceil(C / 8), H, W] of bytes, or [0] where none is kept."""
     require_runnable(x.device)
     x = dense(x)
     z = None if z is None else laid_out_like(z, x)
-    second = z_norm or NO_NORM
+    norm, second = norm.contiguous(), (z_norm or NO_NORM).contiguous()
     matrix = Matrix.of(x)
     y, mask = torch.empty_like(x), _empty_mask(x) if z is not None and relu else None
     statistics = x.new_empty((2 if z_norm is None else 4, matrix.channels), dtype=matrix.sums)
@@ -148,7 +148,7 @@ def _bn_act(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     norm = Norm(weight, bias, running_mean, running_var, eps)
-    return _forward(x, z, norm, None, training=training, relu=relu)
+    return bn_act_forward(x, z, norm, None, training=training, relu=relu)
 
 
 @triton_op("resbench::bn_act_backward")
@@ -188,7 +188,7 @@ def _bn_act_dual(
 ) -> tuple[Tensor, Tensor, Tensor]:
     norm = Norm(weight, bias, running_mean, running_var, eps)
     z_norm = Norm(z_weight, z_bias, z_running_mean, z_running_var, z_eps)
-    return _forward(x, z, norm, z_norm, training=training, relu=relu)
+    return bn_act_forward(x, z, norm, z_norm, training=training, relu=relu)
 
 
 @triton_op("resbench::bn_act_dual_backward")
@@ -227,7 +227,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     keep(ctx, output, x, weight, bias)
 
 
-def _differentiate(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
     x, weight, bias, statistics, mask = ctx.saved_tensors
     dx, dz, *parameters = _bn_act_backward(dy, x, weight, bias, ctx.eps, statistics, mask, ctx.training, ctx.relu)
     residual = (dz if ctx.relu else dy) if ctx.has_residual else None
@@ -239,7 +239,7 @@ def _setup_dual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     keep(ctx, output, x, weight, bias, z, z_weight, z_bias)
 
 
-def _differentiate_dual(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+def _differentiate_dual(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
     x, weight, bias, z, z_weight, z_bias, statistics, mask = ctx.saved_tensors
     dx, dz, *parameters = _bn_act_dual_backward(
         dy, x, weight, bias, ctx.eps, z, z_weight, z_bias, ctx.z_eps, statistics, mask, ctx.training, ctx.relu
@@ -248,8 +248,8 @@ def _differentiate_dual(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, 
     return dx, *of_x, None, None, None, dz, *of_z, None, None, None, None, None
 
 
-_bn_act.register_autograd(_differentiate, setup_context=_setup)
-_bn_act_dual.register_autograd(_differentiate_dual, setup_context=_setup_dual)
+differentiable(_bn_act, _differentiate, _setup)
+differentiable(_bn_act_dual, _differentiate_dual, _setup_dual)
 differentiable_once(_bn_act_backward)
 differentiable_once(_bn_act_dual_backward)
 

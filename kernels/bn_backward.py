@@ -261,7 +261,7 @@ def bn_backward(
     x = dense(x)
     dy, z = laid_out_like(dy, x), None if z is None else laid_out_like(z, x)
     matrix = Matrix.of(x)
-    second = z_norm or NO_NORM
+    norm, second = norm.contiguous(), (z_norm or NO_NORM).contiguous()
     residual = z is None and activation == "bits"
     dx, dz = torch.empty_like(x), torch.empty_like(x if z is None else z) if residual or z is not None else None
 
@@ -277,9 +277,9 @@ def bn_backward(
     )  # fmt: skip
     parameters = (norm.weight, norm.bias, second.weight, second.bias)
     if not training:
-        bias, weight, z_weight = sums.sum(1)[[0, 1, -1]]
-        totals = zip((weight, bias, z_weight, bias), parameters, strict=True)
-        return Gradients(dx, dz, *(None if of is None else total.to(of.dtype, copy=True) for total, of in totals))
+        totals = sums.sum(1)  # by views of it: to index by numbers would ask the host
+        found = zip((totals[1], totals[0], totals[-1], totals[0]), parameters, strict=True)
+        return Gradients(dx, dz, *(None if of is None else total.to(of.dtype, copy=True) for total, of in found))
     dweight, dbias, dz_weight, dz_bias = (None if of is None else torch.empty_like(of) for of in parameters)
     if residual and dz is not None:
         dy, mask, activation = dz, None, "none"  # masked already

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.autograd import absent, differentiable_once, keep, present
+from kernels.autograd import absent, differentiable, differentiable_once, keep, present
 from kernels.batch_statistics import MERGED_RUNS, partial_statistics
 from kernels.bn_backward import bn_backward
 from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
@@ -107,8 +107,9 @@ def _bn_pool(
     partials, rows_per_part = partial_statistics(x, None, matrix) if training else (None, 0)
     out = Matrix.of(y)
     plan = launch("pool", out)
+    norm = Norm(weight, bias, running_mean, running_var, eps).contiguous()
     wrap_triton(_pool)[plan.grid](
-        y, places, statistics, x, partials, running_mean, running_var, weight, bias,
+        y, places, statistics, x, partials, norm.running_mean, norm.running_var, norm.weight, norm.bias,
         matrix.rows, matrix.channels, matrix.pixels, matrix.width, out.rows, out.pixels, out.width,
         plan.rows_per_run, rows_per_part, 0 if partials is None else partials.shape[2],
         EPS=eps, LAYOUT=matrix.layout,
@@ -139,13 +140,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     keep(ctx, output, x, weight, bias)
 
 
-def _differentiate(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
     x, weight, bias, statistics, places = ctx.saved_tensors
     dx, *parameters = _bn_pool_backward(dy, x, weight, bias, ctx.eps, statistics, places, ctx.training)
     return dx, *absent(parameters, (weight, bias)), None, None, None, None
 
 
-_bn_pool.register_autograd(_differentiate, setup_context=_setup)
+differentiable(_bn_pool, _differentiate, _setup)
 differentiable_once(_bn_pool_backward)
 
 

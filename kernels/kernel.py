@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 Shape = tuple[int, int, int, int]
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that x may have
+
 
 class Norm(NamedTuple):
     """One BatchNorm: parameters [C] and running statistics [C], each None where it has none."""
@@ -19,6 +21,11 @@ class Norm(NamedTuple):
     running_mean: Tensor | None
     running_var: Tensor | None
     eps: float | None  # None: no BatchNorm at all
+
+    def contiguous(self) -> "Norm":
+        """The same without gaps between the values, as kernels read them."""
+        weight, bias, mean, var = (None if tensor is None else tensor.contiguous() for tensor in self[:4])
+        return Norm(weight, bias, mean, var, self.eps)
 
 
 NO_NORM = Norm(None, None, None, None, None)
@@ -66,19 +73,23 @@ def require_fitting(x: Tensor, norm: Norm, *, training: bool) -> None:
     """Refuse what nn.BatchNorm2d refuses, with its errors: kernels would read beyond the end.
 
     Raises:
-        ValueError: x is not [N, C, H, W]; or training on one value a channel.
-        RuntimeError: a parameter or statistic that is not [C].
+        ValueError: x is not [N, C, H, W]; training on one value a channel; or an eps that may divide by zero.
+        RuntimeError: a parameter or statistic that is not [C]; or evaluation without running statistics.
         NotImplementedError: a dtype without arithmetic.
     """
     if x.dim() != 4:  # noqa: PLR2004
         raise ValueError(f"expected 4D input (got {x.dim()}D input)")
-    if not x.is_floating_point():
+    if x.dtype not in DTYPES:
         raise NotImplementedError(f"fused BatchNorm is not implemented for {x.dtype}")
-    if training and x.numel() == x.shape[1]:
+    if training and x.numel() == x.shape[1] > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    if norm.eps is None or norm.eps < 0 or (training and norm.eps == 0):
+        raise ValueError(f"batch_norm eps must be positive, but got {norm.eps}")
     for name, tensor in norm._asdict().items():
         if isinstance(tensor, Tensor) and tensor.numel() != x.shape[1]:
             raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {tensor.numel()}")
+        if tensor is None and name.startswith("running") and not training:
+            raise RuntimeError(f"{name} must be defined in evaluation mode")
 
 
 def make_operands(

@@ -5,6 +5,9 @@ consecutive rows, which it walks in tiles. The figures were set by reasoning and
 accesses); `resbench kernels --search` measures alternatives on a GPU and prints what to write here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -96,6 +99,7 @@ TILES_ON: dict[tuple[str, Pass], Tile] = {  # where the registers of TILES do no
     ("sm_100", "apply"): Tile(kibibytes=16, num_warps=16),
     ("sm_100", "pool"): Tile(kibibytes=8, num_warps=16),
 }
+_instead: ContextVar[dict[Pass, Tile]] = ContextVar("instead", default={})  # noqa: B039 - never changed in place
 SCATTERED = 4  # tiles are smaller by this factor where addresses take the registers
 INTERPRETED_TILE = Tile(kibibytes=256, num_warps=1)  # each operation on a tile is a call of numpy
 
@@ -144,10 +148,20 @@ def launch(kind: Pass, matrix: Matrix) -> Launch:
     )
 
 
+@contextmanager
+def tile_for(kind: Pass, tile: Tile) -> Iterator[None]:
+    """Inside, passes of this kind have another tile than that of the tables: to search for a better one."""
+    token = _instead.set({**_instead.get(), kind: tile})
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+
+
 def _tile(kind: Pass, matrix: Matrix, machine: str) -> Tile:
     if machine == "interpreter":
         return INTERPRETED_TILE
-    tile = TILES_ON.get((machine, kind), TILES[kind])
+    tile = _instead.get().get(kind) or TILES_ON.get((machine, kind), TILES[kind])
     return replace(tile, kibibytes=max(4, tile.kibibytes // SCATTERED)) if _scattered(kind, matrix) else tile
 
 

@@ -6,7 +6,7 @@ too late is told by `require_runnable`.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,10 +65,10 @@ _recording: ContextVar[tuple[Architecture, list[Call]] | None] = ContextVar("rec
 
 
 @contextmanager
-def recorded(architecture: str) -> Iterator[list[Call]]:
-    """Inside, kernels are not launched but listed, with the configurations of an architecture."""
+def recorded(name: str | None = None) -> Iterator[list[Call]]:
+    """Inside, kernels are not launched but listed, with the configurations of an architecture, by default this one."""
     calls: list[Call] = []
-    token = _recording.set((ARCHITECTURES[architecture], calls))
+    token = _recording.set((architecture() if name is None else ARCHITECTURES[name], calls))
     try:
         yield calls
     finally:
@@ -123,7 +123,7 @@ def triton_op(name: str, *, mutates_args: tuple[str, ...] = ()) -> Callable[[Cal
             return torch.library.triton_op(name, function, mutates_args=mutates_args)
 
         def fake(*arguments: object) -> Any:  # noqa: ANN401 - what the op returns
-            with recorded("interpreter"):
+            with nullcontext() if _recording.get() else recorded("interpreter"):  # a list of launches goes on
                 return function(*arguments)
 
         op = torch.library.custom_op(name, function, mutates_args=mutates_args)

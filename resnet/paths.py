@@ -7,7 +7,7 @@ follow the table.
 from dataclasses import dataclass
 from typing import Literal
 
-Need = Literal["cuda", "c++ compiler"]
+Need = Literal["cuda", "cuda for timing", "c++ compiler"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,8 @@ class Path:
     name: str
     summary: str
     channels_last: bool = True
+    fuse: bool = False  # BatchNorm, ReLU and residual add by kernels of our own
+    rebuild: bool = False  # with fuse: outputs inside blocks are not kept for backward but made again
     fold: bool = False  # fold BatchNorm into the convolutions, then fuse their ReLU and residual add
     compile_mode: str | None = None  # torch.compile(mode=...)
     freeze: bool = False  # inference: Inductor's freezing, weights as constants
@@ -56,6 +58,34 @@ PATHS: tuple[Path, ...] = (
         summary="channels_last, the whole step captured as one CUDA graph: forward, loss, backward, optimizer",
         cuda_graph=True,
         needs=("cuda",),
+    ),
+    Path(
+        name="triton",
+        summary="channels_last, BatchNorm fused with ReLU, residual add and the stem's pooling, in Triton",
+        fuse=True,
+        needs=("cuda for timing",),
+    ),
+    Path(
+        name="triton-compile",
+        summary="torch.compile over `triton`",
+        fuse=True,
+        compile_mode="default",
+        needs=("cuda for timing", "c++ compiler"),
+    ),
+    Path(
+        name="triton-cuda-graph",
+        summary="`triton`, the whole step captured as one CUDA graph",
+        fuse=True,
+        cuda_graph=True,
+        needs=("cuda",),
+    ),
+    Path(
+        name="triton-rebuild",
+        summary="`triton`, with outputs inside blocks made again in backward: less memory, more work",
+        fuse=True,
+        rebuild=True,
+        modes=("train",),
+        needs=("cuda for timing",),
     ),
     Path(
         name="folded",

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from resnet.fastest import choices
 from resnet.folded import fold
+from resnet.fuse import fuse
 from resnet.model import ResNet
 from resnet.paths import Path
 
@@ -48,7 +49,11 @@ class Program:
         layout = torch.channels_last if path.channels_last else torch.contiguous_format
         model = model.to(device=device, dtype=dtype, memory_format=layout).train(mode == "train")  # type: ignore[call-overload]
         self.layout = layout
-        self.model: nn.Module = fold(model, _AUTOCAST_DTYPE.get(precision, dtype)) if path.fold else model
+        self.model: nn.Module = model
+        if path.fold:
+            self.model = fold(model, _AUTOCAST_DTYPE.get(precision, dtype))
+        elif path.fuse:
+            self.model = fuse(model, rebuild=path.rebuild)
         self.network = self._compile()
         self.optimizer: torch.optim.SGD | None = None
         if mode == "train":

@@ -2,6 +2,10 @@
 
 import signal
 
+import kernels.runtime  # noqa: F401 - before anything imports Triton
+
+# isort: split
+from bn_cases import many_runs, narrow_blocks, one_thread, without_dispatcher  # noqa: F401 - fixtures
 from graphs_on_cpu import graphs_on_cpu  # noqa: F401 - a fixture
 from made_up_workers import directory, workers  # noqa: F401 - fixtures
 from shallow_programs import flags_restored, shallow_depth  # noqa: F401 - fixtures

@@ -132,6 +132,7 @@ def every_status() -> Run:
     """One row of each status; the first of the run is one that failed, and the first rows hold no measurement."""
     reasons = {
         Status.UNSUPPORTED: "needs CUDA: none here",
+        Status.NOT_TIMED: "interpreted here",
         Status.CRASHED: "signal SIGSEGV | <frame>\nsecond line",
         Status.OOM: "tried to allocate 2 GiB",
         Status.TIMEOUT: "no result after 600 s",
@@ -141,7 +142,7 @@ def every_status() -> Run:
         Status.RECOMPILED: "2 recompilations",
         Status.SHARED_GPU: "1 other process",
     }
-    untimed = (Status.UNSUPPORTED, Status.CRASHED, Status.OOM, Status.TIMEOUT)
+    untimed = (Status.UNSUPPORTED, Status.NOT_TIMED, Status.CRASHED, Status.OOM, Status.TIMEOUT)
     rows = []
     for place, (status, reason) in enumerate(reasons.items()):
         case = replace(CASE, path="compile", batch_size=2**place)

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("shallow_depth", "flags_restored")
 @pytest.fixture(
     params=[
         ("cuda-graph", "cpu"),
+        ("triton-cuda-graph", "cpu"),
         pytest.param(("cuda-graph", "cuda"), marks=ON_CUDA),
+        pytest.param(("triton-cuda-graph", "cuda"), marks=ON_CUDA),
         pytest.param(("compile-reduce-overhead", "cuda"), marks=ON_CUDA),
     ],
     ids="-".join,

@@ -92,6 +92,7 @@ def becomes(status: Status, path: str = "compile") -> Callable[[Case], CaseResul
 
 EXITS = {
     Status.VALID: 0,
+    Status.NOT_TIMED: 0,
     Status.UNSUPPORTED: 0,
     Status.PARITY_FAILED: 1,
     Status.UNSTABLE: 3,
@@ -364,16 +365,18 @@ def test_lists() -> None:
 
 
 def test_doctor_says_what_runs_and_why_not_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = {"bf16": "", "fp16": "needs a better CPU"}
+    reasons = {"fp32": ("", ""), "bf16": ("", "interpreted"), "fp16": ("needs a better CPU", "")}
     cells = [
-        {"path": "eager", "mode": "infer", "precision": name, "reason": reason} for name, reason in reasons.items()
+        {"path": "eager", "mode": "infer", "precision": name, "reason": reason, "untimed": untimed}
+        for name, (reason, untimed) in reasons.items()
     ]
     found = [{"device": "cpu", "facts": {"cores": "2"}, "cells": cells}]
     monkeypatch.setattr(isolation, "call", {"bench.doctor:examine": found}.__getitem__)
     words = [line.split() for line in invoke("doctor").stdout.splitlines()]
     assert ["cores", "2"] in words
-    assert ["eager", "infer", "yes", "no", "(1)"] in words
-    assert ["(1)", "needs", "a", "better", "CPU"] in words
+    assert ["eager", "infer", "yes", "parity", "only", "(1)", "no", "(2)"] in words
+    assert ["(1)", "interpreted"] in words
+    assert ["(2)", "needs", "a", "better", "CPU"] in words
     assert json.loads(invoke("doctor", "--json").stdout) == found
 
 

@@ -173,7 +173,7 @@ def test_coming_back_to_an_environment_finds_its_results_and_ceilings(tmp_path: 
 
 
 def test_resume_skips_what_is_done_and_tries_again_what_failed(tmp_path: Path) -> None:
-    assert {Status.VALID, Status.UNSUPPORTED} == DONE
+    assert {Status.VALID, Status.NOT_TIMED, Status.UNSUPPORTED} == DONE
     records = (result(0), result(1, Status.OOM, reason="too big"), result(2, Status.UNSUPPORTED, reason="no CUDA"))
     write(tmp_path, HERE, *records, result(1, environment=ELSEWHERE))
     with Journal.resume(tmp_path) as journal:

@@ -28,7 +28,8 @@ PARENT = (
 )  # fmt: skip
 
 PATH_NAMES = (
-    "eager", "channels_last", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graph", "folded",
+    "eager", "channels_last", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graph",
+    "triton", "triton-compile", "triton-cuda-graph", "triton-rebuild", "folded",
 )  # fmt: skip
 PRESET_NAMES = ("cpu", "cpu-quick", "full", "h200", "parity", "quick")
 

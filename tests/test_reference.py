@@ -164,6 +164,8 @@ def wrong(layer: str, model: ResNet) -> None:
         ("channels_last", "fp32", "layer1.0.bn1", "layer1.0"),
         ("channels_last", "bf16", "layer3.0.downsample.1", "layer3.0"),
         ("channels_last", "fp32", "fc", "fc"),
+        ("triton", "fp32", "bn1", "layer1.0"),  # its stem pools in bn1
+        ("triton", "fp32", "layer2.0.bn2", "layer2.0"),
         ("folded", "fp32", "bn1", "maxpool"),
         ("folded", "bf16", "layer4.1.conv2", "layer4.1"),
         ("folded", "fp32", "fc", "fc"),
@@ -183,6 +185,6 @@ def test_the_first_wrong_layer_is_named_in_training(monkeypatch: pytest.MonkeyPa
     assert first_diverging_layer(case(mode="train"), SETTINGS, 4) == "layer2.1"
 
 
-@pytest.mark.parametrize(("path", "mode"), [("eager", "train"), ("channels_last", "infer"), ("folded", "infer")])
+@pytest.mark.parametrize(("path", "mode"), [("eager", "train"), ("channels_last", "infer"), ("triton", "train"), ("folded", "infer")])
 def test_no_layer_is_named_where_none_is_wrong(path: str, mode: Mode) -> None:
     assert first_diverging_layer(case(path=path, mode=mode), SETTINGS, 4) == ""

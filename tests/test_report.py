@@ -33,7 +33,7 @@ from bench.report.glossary import STATUSES, columns_markdown, statuses_markdown
 from bench.report.records import records
 from bench.report.terminal import summary
 from bench.report.write import write
-from bench.types import Rounds, Run, Session, Status
+from bench.types import FINE, Rounds, Run, Session, Status
 
 COMPILE = replace(CASE, path="compile")
 README = Path(__file__).parents[1] / "reports" / "README.md"
@@ -265,19 +265,18 @@ def test_a_parity_run_has_a_parity_table_and_no_verdict() -> None:
 def test_every_failure_is_listed_with_its_reason() -> None:
     report = rendered(every_status())
     failures, marks = section(report, "What failed, and why"), section(report, "Marked rows")
-    for status in ("crashed", "oom", "timeout", "parity-failed", "unsupported"):
+    for status in ("crashed", "oom", "timeout", "parity-failed", "not-timed", "unsupported"):
         assert f"### {status}" in failures
     for status in ("unstable", "throttled", "recompiled", "shared-gpu"):
         assert f"### {status}" in marks
     assert "signal SIGSEGV \\| &lt;frame> second line" in failures
-    assert all(
-        one.case.key in failures + marks for one in every_status().results if one.status not in ("valid", "unsupported")
-    )
+    assert all(one.case.key in failures + marks for one in every_status().results if one.status not in FINE)
 
 
-def test_unsupported_cases_are_grouped_by_reason() -> None:
+@pytest.mark.parametrize("status", [Status.NOT_TIMED, Status.UNSUPPORTED])
+def test_cases_without_a_time_are_grouped_by_reason(status: Status) -> None:
     cases = [replace(CASE, path=path, batch_size=batch) for path in ("cuda-graph", "compile") for batch in (1, 2, 4)]
-    skipped = [failed(case, Status.UNSUPPORTED, "needs CUDA") for case in cases]
+    skipped = [failed(case, status, "needs CUDA") for case in cases]
     lines = lines_with(rendered(run(result(), *skipped)), "needs CUDA")
     assert lines == ["- `compile` and `cuda-graph` (6 cases): needs CUDA"]
 

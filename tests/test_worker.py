@@ -79,6 +79,11 @@ def test_status_of_a_case_that_was_only_checked(verdict: ParityResult, status: S
     assert worker._status(verdict, None, SETTINGS)[0] is status
 
 
+def test_status_of_a_case_that_is_not_to_be_timed() -> None:
+    assert worker._status(PASSED, None, SETTINGS, "interpreted") == (Status.NOT_TIMED, "interpreted")
+    assert worker._status(FAILED, None, SETTINGS, "interpreted")[0] is Status.PARITY_FAILED
+
+
 @pytest.mark.parametrize("changes", [{"recompilations": 1}, {"graph_breaks": 1}])
 def test_either_of_the_compilers_counts_marks_the_row(changes: dict[str, int]) -> None:
     assert worker._status(PASSED, replace(GOOD, **changes), SETTINGS)[0] is Status.RECOMPILED  # type: ignore[arg-type]
@@ -129,6 +134,16 @@ def test_parity_case_is_checked_twice_and_not_timed(against: Reference) -> None:
     result = worker.run_case(replace(CASE, kind="parity"), SETTINGS, against, None, False)
     assert (result.status, result.measurement) == (Status.VALID, None)
     assert result.parity is not None
+    assert result.parity.tensors == 2
+    assert list(result.phases_s) == ["build", "first call", "parity"]
+
+
+def test_interpreted_kernels_are_checked_and_not_timed(against: Reference) -> None:
+    result = worker.run_case(replace(CASE, path="triton"), SETTINGS, against, None, True)
+    assert (result.status, result.measurement) == (Status.NOT_TIMED, None)
+    assert result.reason.startswith("timed on a CUDA device only")
+    assert result.parity is not None
+    assert result.parity.passed
     assert result.parity.tensors == 2
     assert list(result.phases_s) == ["build", "first call", "parity"]
 

@@ -15,7 +15,7 @@ from bench.report.glossary import STATUSES
 from bench.report.records import Record, grouped, measured, records, setup
 from bench.report.text import count, listing, prose, rate, significant
 from bench.rows import TIMED_STATUSES, wall_and_measured_s
-from bench.types import Ceilings, Environment, Run, Status
+from bench.types import FINE, Ceilings, Environment, Run, Status
 
 # The facts that a reader asks for first, where the run knows them; the rest is folded away.
 FIRST_FACTS = (
@@ -23,7 +23,7 @@ FIRST_FACTS = (
     "torch", "cuda", "cudnn", "triton", "python", "os", "revision",
 )  # fmt: skip
 
-_templates = Templates(
+templates = Templates(
     loader=PackageLoader("bench.report"),
     autoescape=select_autoescape(),  # HTML only: this is Markdown
     undefined=StrictUndefined,
@@ -38,7 +38,7 @@ def render(run: Run, frame: pd.DataFrame) -> str:
     rows = records(frame)
     timed = measured(rows)
     checked = [row for row in rows if row["parity"]]
-    text = _templates.get_template("report.md.j2").render(
+    text = templates.get_template("report.md.j2").render(
         run=run,
         title=_title(run),
         notices=[prose(notice) for notice in run.notices],
@@ -56,9 +56,10 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         power=tables.parts([row for row in timed if row["power_w"] is not None], tables.POWER),
         parity=tables.parts(checked, tables.PARITIES),
         parity_notes=_notes(checked, "parity_note"),
-        failures=_by_status(rows, frozenset(Status) - TIMED_STATUSES - {Status.UNSUPPORTED}),
+        failures=_by_status(rows, frozenset(Status) - TIMED_STATUSES - FINE),
         marked=_by_status(rows, TIMED_STATUSES - {Status.VALID}),
-        unsupported=_unsupported(rows),
+        not_timed=_by_reason(rows, Status.NOT_TIMED),
+        unsupported=_by_reason(rows, Status.UNSUPPORTED),
         pending=[case.key for case in run.pending],
         choices=_choices(run),
         facts=_facts(run.environment, first=True),
@@ -97,9 +98,9 @@ def _by_status(rows: list[Record], statuses: frozenset[Status]) -> list[dict[str
     ]
 
 
-def _unsupported(rows: list[Record]) -> list[dict[str, object]]:
-    """The unsupported rows by reason."""
-    skipped = [row for row in rows if row["status"] == Status.UNSUPPORTED]
+def _by_reason(rows: list[Record], status: Status) -> list[dict[str, object]]:
+    """The rows of one status by reason."""
+    skipped = [row for row in rows if row["status"] == status]
     return [
         {
             "reason": prose(reason),
