@@ -21,8 +21,8 @@ def has_cuda() -> bool:
 def examine() -> list[dict[str, object]]:
     """For each device that this machine has: `device`, `facts` and `cells`.
 
-    A cell is a path, mode and precision with `reason`: why it cannot run here, or `untimed`: why it can only be checked;
-    both empty where nothing is missing.
+    A cell is a path, mode and precision with `reason`: why it cannot run here, or `untimed`: why it can only be
+    checked; both empty where nothing is missing.
     """
     devices: list[Device] = ["cpu", "cuda"] if has_cuda() else ["cpu"]
     cells = list(product(PATHS, get_args(Mode), get_args(Precision)))

@@ -104,8 +104,8 @@ def why_untimed(case: Case, path: Path) -> str:
     if case.device == "cuda" or "cuda for timing" not in path.needs:
         return ""
     return (
-        "timed on a CUDA device only: on a CPU Triton's interpreter runs the kernels, which shows whether they are right, "
-        "and not how fast they are"
+        "timed on a CUDA device only: on a CPU Triton's interpreter runs the kernels, which shows whether they are "
+        "right, and not how fast they are"
     )
 
 

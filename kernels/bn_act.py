@@ -19,7 +19,8 @@ Touches (times that a tensor of x's size is read or written; one is 2 bytes an e
 
 The end of a block keeps its ReLU mask as one bit an element (1/16 touch in bf16 each time). Elsewhere the mask is found
 again from x by the operations, in the order and with the rounding, of the forward pass, so that y is not kept for it.
-Second passes walk every run of rows backwards: what the first has read last is still in L2.
+Second passes walk every run of rows backwards: what the first has read last is still in L2. Running statistics are not
+updated here (`kernels.batch_statistics` does it, in one launch): an op that autograd differentiates changes no input.
 """
 
 from functools import partial

@@ -1,6 +1,7 @@
 """What Triton's interpreter gets wrong, put right, so that parity on a CPU is that of the device.
 
 Between fp32 and bf16 it truncates where every GPU rounds to nearest even, and takes some thirty passes over the data.
+Triton 3.6 asks numpy for the integer in an array of one element, which numpy refuses since 2.4: no loop would run.
 """
 
 from typing import Any
@@ -13,11 +14,19 @@ _ROUNDING_BITS = 16  # that fp32 has and bf16 has not
 _QUIET_NAN = np.uint16(0x7FC0)
 
 _convert_other = interpreter._convert_float
+_patch_others = interpreter._patch_lang_tensor
 
 
 def mend() -> None:
-    """Replace the interpreter's conversions between fp32 and bf16; the others stay."""
+    """Replace the interpreter's conversions between fp32 and bf16, and to bounds of a loop; the others stay."""
     interpreter._convert_float = _convert
+    interpreter._patch_lang_tensor = _patch_lang_tensor
+
+
+def _patch_lang_tensor(tensor: Any, scope: Any) -> None:  # noqa: ANN401
+    """As the function it replaces: make a class of Triton what the interpreter needs."""
+    _patch_others(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
 
 
 def _convert(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding_mode: Any) -> np.ndarray:  # noqa: ANN401

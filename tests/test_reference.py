@@ -185,6 +185,8 @@ def test_the_first_wrong_layer_is_named_in_training(monkeypatch: pytest.MonkeyPa
     assert first_diverging_layer(case(mode="train"), SETTINGS, 4) == "layer2.1"
 
 
-@pytest.mark.parametrize(("path", "mode"), [("eager", "train"), ("channels_last", "infer"), ("triton", "train"), ("folded", "infer")])
+@pytest.mark.parametrize(
+    ("path", "mode"), [("eager", "train"), ("channels_last", "infer"), ("triton", "train"), ("folded", "infer")]
+)
 def test_no_layer_is_named_where_none_is_wrong(path: str, mode: Mode) -> None:
     assert first_diverging_layer(case(path=path, mode=mode), SETTINGS, 4) == ""
