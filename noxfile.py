@@ -49,6 +49,20 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Compile the Triton kernels for GPUs that need not be here; arguments go to `resbench audit`."""
+    install(session)
+    session.run("python", "-m", "bench", "audit", *session.posargs)
+
+
+@nox.session
+def perf(session: nox.Session) -> None:
+    """Time the fused ops with pytest-benchmark and keep the result; arguments go to pytest (--benchmark-compare)."""
+    install(session, "tests")
+    session.run("python", "-m", "pytest", "tests/perf", "--benchmark-autosave", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Lint, and check the formatting; arguments go to `ruff check`."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))

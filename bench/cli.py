@@ -15,6 +15,8 @@ import click
 from click.core import ParameterSource
 
 from bench import isolation, journal, junit, listings, runner
+from bench.audit_command import audit
+from bench.kernel_command import kernels
 from bench.options import (
     AXIS_OPTIONS,
     OUTPUT_OPTIONS,
@@ -229,6 +231,10 @@ def doctor(*, as_json: bool) -> None:
         console.print(listings.table(rows, title=f"paths on {device['device']}"))
         for reason in reasons:
             console.print(reason, markup=False, soft_wrap=True)
+
+
+main.add_command(audit)
+main.add_command(kernels)
 
 
 def _plan(preset_name: str, axes: Axes, weights: str | None) -> Plan:

@@ -109,7 +109,7 @@ def measure_ceilings(device: Device) -> Ceilings:
     try:
         with torch.inference_mode():
             rates: dict[str, float] = {precision: product_rate(precision, device) for precision in _precisions(device)}
-            return Ceilings(copy_bytes_per_s=_copy_rate(device), matmul_flops_per_s=rates)
+            return Ceilings(copy_bytes_per_s=copy_rate(device), matmul_flops_per_s=rates)
     finally:
         torch.set_float32_matmul_precision(flags[0])
         torch.backends.cudnn.allow_tf32 = flags[1]
@@ -149,7 +149,8 @@ def _best_rate(make: Callable[[int], Work], sizes: tuple[int, ...], device: Devi
     return best
 
 
-def _copy_rate(device: Device) -> float:
+def copy_rate(device: Device) -> float:
+    """Bytes read plus bytes written per second, by a copy much larger than the caches. Call it in inference mode."""
     nbytes = COPY_BYTES[device]
     if device == "cuda":
         nbytes = min(nbytes, torch.cuda.mem_get_info()[0] // 4)

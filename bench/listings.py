@@ -70,8 +70,7 @@ def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
     """What `bench.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
     reasons = list(dict.fromkeys(reason for cell in cells if (reason := cell["reason"] or cell["untimed"])))
     rows: Rows = [
-        {"path": path, "mode": mode}
-        | {cell["precision"]: _capability(cell, reasons) for cell in group}
+        {"path": path, "mode": mode} | {cell["precision"]: _capability(cell, reasons) for cell in group}
         for (path, mode), group in groupby(cells, key=lambda cell: (cell["path"], cell["mode"]))
     ]
     return rows, [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]

@@ -90,6 +90,17 @@ def duration(text: str) -> float:
     return float(total)
 
 
+def shape(text: str) -> tuple[int, int, int, int]:
+    """N,C,H,W of a tensor with more than one value a channel, e.g. 256,64,56,56."""
+    try:
+        n, channels, height, width = (int(size) for size in text.split(","))
+    except ValueError:
+        n = channels = height = width = 0
+    if min(n, channels, height, width) < 1 or n * height * width == 1:
+        raise click.BadParameter(f"{text!r} is no N,C,H,W with more than one value a channel: write e.g. 256,64,56,56")
+    return n, channels, height, width
+
+
 AXIS_OPTIONS = (
     click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
     click.option("--modes", type=names, help="train, infer or both."),

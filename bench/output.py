@@ -1,7 +1,7 @@
 """What a command prints: tables for people, file names alone with --quiet, one JSON object with --json."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf
 from pathlib import Path
@@ -58,18 +58,32 @@ class Output:
 
         results = frame(run)
         written = [*files, *(write.write(directory, run) if directory else ())]
+        self.finish(
+            records.records(results), ends, files=written, lines=lines, table=table or terminal.summary(results)
+        )
+
+    def finish(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        ends: Exit,
+        *,
+        files: Sequence[Path],
+        lines: Sequence[str] = (),
+        table: Table | None = None,
+    ) -> None:
+        """Print the end of a command: the table and the lines for people, the rows for scripts, the files for both."""
         console = self.console()
-        if not self.as_json:
-            console.print(table or terminal.summary(results))
+        if table is not None and not self.as_json:
+            console.print(table)
         for line in lines:
             console.print(line, markup=False, soft_wrap=True)
         if self.as_json:
-            rows = [{name: _plain(value) for name, value in row.items()} for row in records.records(results)]
-            self.json({"rows": rows, "files": written, "exit_code": ends})
+            plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+            self.json({"rows": plain, "files": files, "exit_code": ends})
             return
-        if written:
+        if files:
             console.print("wrote:")
-        for file in written:
+        for file in files:
             click.echo(file)
 
 

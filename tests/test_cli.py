@@ -484,5 +484,5 @@ def test_help_shows_examples_and_exit_codes(command: str) -> None:
     assert ended.exit_code == 0
     assert f"Examples:\n    resbench {command}" in ended.stdout
     exits = [code for code in Exit if f"\n    {code:d}  " in ended.stdout]
-    judges = command in ("run", "parity")
+    judges = command in ("run", "parity", "kernels", "audit")
     assert exits == [code for code in Exit if judges or code is not Exit.PARITY_FAILED]

@@ -24,6 +24,7 @@ WORKER_ROOTS = ("torch", "torchvision", "triton")
 PARENT = (
     "bench.cli", "bench.types", "bench.sweep", "bench.runner", "bench.journal", "bench.metrics", "bench.stats",
     "bench.isolation", "bench.progress", "bench.report.write", "bench.report.terminal", "bench.junit",
+    "bench.kernel_command", "bench.report.kernels", "bench.report.kernel_terminal", "bench.report.kernel_trials",
     "resnet.paths", "resnet.depths",
 )  # fmt: skip
 
@@ -49,6 +50,22 @@ OPTIONS = {
         "--json",
     },
     "parity": AXES | {"--weights", "--junit", "--out", "-q", "--quiet", "--json"},
+    "audit": {"--arch", "--dtypes", "--forms", "--shape", "--csv", "-q", "--quiet", "--json"},
+    "kernels": {
+        "--depths",
+        "--shape",
+        "--forms",
+        "--dtypes",
+        "--mode",
+        "--image-size",
+        "--device",
+        "--budget",
+        "--search",
+        "--out",
+        "-q",
+        "--quiet",
+        "--json",
+    },
     "report": {"-q", "--quiet", "--json"},
     "list": {"--json"},
     "doctor": {"--json"},

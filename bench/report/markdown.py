@@ -62,8 +62,8 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         unsupported=_by_reason(rows, Status.UNSUPPORTED),
         pending=[case.key for case in run.pending],
         choices=_choices(run),
-        facts=_facts(run.environment, first=True),
-        other_facts=_facts(run.environment, first=False),
+        facts=fact_table(run.environment, first=True),
+        other_facts=fact_table(run.environment, first=False),
         ceilings=_ceilings(run.ceilings),
         overhead=_overhead(run),
         phases=_phases(run),
@@ -134,7 +134,8 @@ def _by_decision(choices: dict[str, str]) -> list[tuple[str, list[tuple[str, str
     ]
 
 
-def _facts(environment: Environment | None, *, first: bool) -> str:
+def fact_table(environment: Environment | None, *, first: bool) -> str:
+    """The facts that a reader asks for first, or the others, as a table."""
     facts = dict(environment.facts) if environment else {}
     if facts.get("cpu") == facts.get("device"):
         facts.pop("cpu", None)

@@ -34,7 +34,7 @@ def write(directory: Path, run: Run) -> list[Path]:
             for kind in plots.KINDS:
                 if f"plots/{picture.name}.{kind}" not in files:
                     (directory / "plots" / f"{picture.name}.{kind}").unlink(missing_ok=True)
-        return [_replace(directory / name, data) for name, data in files.items()]
+        return [replace_file(directory / name, data) for name, data in files.items()]
     except OSError as error:
         raise ValueError(
             f"cannot write the report to {directory}: {error.strerror}; make it writable, then run resbench report"
@@ -61,7 +61,8 @@ def _pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
     }
 
 
-def _replace(path: Path, data: bytes) -> Path:
+def replace_file(path: Path, data: bytes) -> Path:
+    """Write a file whole, so that a reader never sees half of one, and return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

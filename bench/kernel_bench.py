@@ -1,0 +1,145 @@
+"""What `resbench kernels` runs in workers: where it is and what to measure, then op by op parity and times."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import get_args
+
+import torch
+from triton.errors import TritonError
+
+from bench import environment
+from bench.isolation import announce, describe, serve
+from bench.kernel_ops import Launched, filled, floor_bytes, launches, operands_of, ops
+from bench.kernel_parity import check
+from bench.kernel_timing import (
+    Calls,
+    Function,
+    Timed,
+    backward_calls,
+    by_turns,
+    cache_bytes,
+    compiled,
+    copy_calls,
+    forward_calls,
+    launch_calls,
+    prepared,
+    quiet_device,
+    rotated,
+    sets,
+)
+from bench.kernel_types import Contender, Direction, Op, Outcome, Request, Row, Survey
+from bench.limits import copy_rate
+from bench.types import Ceilings, Device
+from kernels.runtime import INTERPRETED, architecture
+from kernels.table import KERNELS_BY_NAME
+
+SECONDS: dict[Device, float] = {"cuda": 0.3, "cpu": 0.5}  # of sampling, per row
+COUNTED_ARCHITECTURE = "sm_90"  # whose launches tell the bytes where there is no GPU
+INTERPRETED_REASON = (
+    "without a CUDA device Triton's interpreter runs these kernels, which shows that they are right, not how fast"
+)
+
+Functions = Mapping[Contender, Function]
+Makers = Mapping[Contender, Callable[[], Calls]]
+
+
+def survey(request: Request) -> Survey | str:
+    """What is to be measured here; or, as text, why the request cannot be met."""
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" and not INTERPRETED:
+        return "on the CPU the kernels need Triton's interpreter: set TRITON_INTERPRET=1 in the environment"
+    try:
+        facts = environment.collect(device)
+        wanted = filled(request, device)
+        found = ops(wanted)
+    except ValueError as error:
+        return str(error)
+    announce("a large copy")
+    with torch.inference_mode():
+        copied = copy_rate(device)
+    return Survey(
+        request=wanted,
+        device=device,
+        environment=facts,
+        ceilings=Ceilings(copy_bytes_per_s=copied, matmul_flops_per_s={}),
+        cache_bytes=cache_bytes(device),
+        architecture=COUNTED_ARCHITECTURE if INTERPRETED else architecture().name,
+        seconds=SECONDS[device],
+        why_untimed=INTERPRETED_REASON if INTERPRETED else "",
+        ops=found,
+    )
+
+
+def serve_ops(where: Survey, wanted: tuple[Op, ...]) -> None:
+    """Reply to each question of the parent with the outcome of the next op."""
+    outcomes = (measure(op, where) for op in wanted)
+    with quiet_device(where.device):
+        serve(lambda: next(outcomes))
+
+
+def measure(op: Op, where: Survey) -> Outcome:
+    """Parity, then times where it passed. What breaks a contender is part of its row; what breaks more is raised."""
+    began = perf_counter()
+    verdict = check(op, where.device)
+    form = KERNELS_BY_NAME[op.form]
+    functions: Functions = {"fused": form.run, "eager": form.oracle, "compile": compiled(form.oracle)}
+    rows: list[Row] = []
+    for direction in get_args(Direction):
+        launched = launches(op, where.architecture if where.why_untimed else None)[direction]
+        whole, *parts = _rows(op, direction, launched)
+        if verdict.passed:
+            whole = _sampled(whole, _calls(op, direction, functions, where), where)
+            parts = [_launch_sampled(part, launch, where) for part, launch in zip(parts, launched, strict=True)]
+        rows += [whole, *parts]
+    return Outcome(op=op, check=verdict, rows=tuple(rows), seconds=perf_counter() - began)
+
+
+def _rows(op: Op, direction: Direction, launched: Sequence[Launched]) -> list[Row]:
+    """The whole call, then each of its launches, without times."""
+    tensor_bytes = operands_of(op, "meta").x.nbytes
+    moved = sum(launch.bytes for launch in launched)
+    row = Row(direction=direction, tensor_bytes=tensor_bytes, bytes=moved, floor_bytes=floor_bytes(op, direction))
+    return [row, *(replace(row, launch=launch.kind, bytes=launch.bytes, floor_bytes=None) for launch in launched)]
+
+
+def _calls(op: Op, direction: Direction, functions: Functions, where: Survey) -> Makers:
+    """What makes the calls of each contender, all on the same operands."""
+    operands = operands_of(op, where.device)
+    read = sum(tensor.nbytes for tensor in (operands.x, operands.z) if tensor is not None)
+    copies = rotated(operands, sets(read, where.cache_bytes))
+    make = forward_calls if direction == "forward" else backward_calls
+    return {name: partial(make, function, copies, training=op.mode == "train") for name, function in functions.items()}
+
+
+def _launch_sampled(row: Row, launch: Launched, where: Survey) -> Row:
+    if where.why_untimed:
+        return replace(row, untimed={"fused": where.why_untimed})
+    number = sets(row.bytes, where.cache_bytes)
+    return _sampled(row, {"fused": partial(launch_calls, launch.call, number, where.device)}, where)
+
+
+def _sampled(row: Row, makers: Makers, where: Survey) -> Row:
+    """The row with the times of its contenders and of a plain copy of its bytes."""
+    number = sets(row.bytes // 2, where.cache_bytes)
+    makers = {**makers, "copy": partial(copy_calls, row.bytes, number, where.device)}
+    untimed = {name: reason for name, reason in _untimed(where).items() if name in makers}
+    timed: dict[Contender, Timed] = {}
+    failures: dict[Contender, str] = {}
+    for name, make in makers.items():
+        if name not in untimed:
+            try:
+                timed[name] = prepared(make(), where.device, row.bytes / where.ceilings.copy_bytes_per_s)
+            except (RuntimeError, TritonError) as error:
+                failures[name] = describe(error)
+    rounds = by_turns(timed, where.device, where.seconds)
+    return replace(row, rounds=rounds, untimed=untimed, failures=failures)
+
+
+def _untimed(where: Survey) -> dict[Contender, str]:
+    """What this machine cannot time, and why."""
+    reasons: dict[Contender, str] = {"fused": where.why_untimed} if where.why_untimed else {}
+    if where.device == "cpu" and environment.cpp_compiler() is None:
+        reasons["compile"] = "torch.compile needs a C++ compiler on CPU: install g++, or name one in CXX"
+    return reasons

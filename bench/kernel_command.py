@@ -1,0 +1,191 @@
+"""`resbench kernels`: argument handling, progress and how it ends. Imports no torch."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import cast, get_args
+
+import click
+from rich.text import Text
+
+from bench import isolation, kernel_run, listings
+from bench.kernel_progress import watching
+from bench.kernel_types import Dtype, KernelMode, KernelRun, Request, Shape, Trial
+from bench.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape
+from bench.output import Output
+from bench.types import Device
+from resnet.depths import DEPTHS
+
+SEARCH_TIMEOUT_S = 3600.0
+
+_EXITS = {
+    Exit.VALID: "done (what this machine cannot time is no failure)",
+    Exit.PARITY_FAILED: "parity failed in at least one op",
+    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
+    Exit.FAILED: "some ops failed or were not run (crash, out of memory, Ctrl-C, budget)",
+}
+
+
+@click.command(
+    epilog=epilog(
+        "resbench kernels",
+        "resbench kernels --depths 50 --forms dual,stem --dtypes bf16,fp32",
+        "resbench kernels --shape 256,64,56,56 --shape 32,512,7,7 --mode eval",
+        "resbench kernels --budget 8m --out reports/kernels-h200",
+        "resbench kernels --search --depths 50",
+        exits=_EXITS,
+    )
+)
+@click.option("--depths", type=numbers, help="Whose BatchNorms. [default: 50,18, or none beside --shape]")
+@click.option(
+    "--shape",
+    "shapes",
+    type=shape,
+    multiple=True,
+    metavar="N,C,H,W",
+    help="Another shape of x, in every form; can be repeated.",
+)
+@click.option("--forms", type=names, help="Of bn, bn+relu, bn+residual+relu, dual, stem. [default: all]")
+@click.option("--dtypes", type=names, default="bf16", show_default=True, help="Of fp32, bf16, fp16.")
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(KernelMode)),
+    default="train",
+    help="Statistics of the batch, or running ones. [default: train]",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Images. [default: 256 on a GPU, 8 on a CPU]")
+@click.option(
+    "--image-size", type=click.IntRange(32), default=224, show_default=True, help="Height and width in pixels."
+)
+@click.option(
+    "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: the GPU where there is one]"
+)
+@click.option("--budget", type=duration, help="End within about this time, e.g. 8m, with what is measured by then.")
+@click.option("--search", is_flag=True, help="Instead, try other tiles on a GPU and print those to paste into TILES.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="An empty or new directory. [default: reports/kernels-TIME]",
+)
+@grouped(OUTPUT_OPTIONS)
+@click.pass_context
+def kernels(
+    ctx: click.Context,
+    /,
+    *,
+    depths: tuple[int, ...] | None,
+    shapes: tuple[Shape, ...],
+    forms: tuple[str, ...] | None,
+    dtypes: tuple[str, ...],
+    mode: KernelMode,
+    batch_size: int | None,
+    image_size: int,
+    device: Device | None,
+    budget: float | None,
+    search: bool,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Time the fused BatchNorm kernels beside eager, torch.compile and copies.
+
+    Every form at every shape that resnet18 and resnet50 have, forward and backward, after a check of its parity: time,
+    bytes, and the share of the rate of a large copy; on a GPU each launch alone too. Writes a report with a picture.
+
+    Without a GPU, parity and bytes are those of the kernels, and eager, torch.compile and copies are timed on the CPU.
+    """
+    output = Output(quiet=quiet, as_json=as_json)
+    request = Request(
+        device=device,
+        models=_models(depths or ()),
+        shapes=shapes,
+        forms=forms or (),
+        dtypes=_dtypes(dtypes),
+        mode=mode,
+        batch_size=batch_size,
+        image_size=image_size,
+    )
+    if search:
+        _search(request, output, budget)
+        return
+    with watching(output.console()) as watch:
+        where = kernel_run.survey(request, watch.phase)
+        directory = _fresh(out or Path("reports") / f"kernels-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        watch.begin(f"{len(where.ops)} ops on {where.environment.facts['device']}", len(where.ops))
+        if where.why_untimed:
+            watch.line(Text(f"the fused kernels are not timed: {where.why_untimed}", "yellow"))
+        observer = kernel_run.Observer(started=watch.started, finished=watch.finished)
+        command = shlex.join(["resbench", *sys.argv[1:]])
+        run = kernel_run.run(where, observer, command=command, budget_s=budget)
+    ends = _ends(run)
+    _conclude(run, directory, output, ends)
+    ctx.exit(ends)
+
+
+def _models(depths: tuple[int, ...]) -> tuple[str, ...]:
+    models = tuple(f"resnet{depth}" for depth in depths)
+    if unknown := [model for model in models if model not in DEPTHS]:
+        raise ValueError(f"unknown {', '.join(unknown)}: choose of {', '.join(DEPTHS)}, e.g. --depths 18,50")
+    return models
+
+
+def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
+    if unknown := [name for name in wanted if name not in get_args(Dtype)]:
+        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose of {', '.join(get_args(Dtype))}")
+    return cast("tuple[Dtype, ...]", wanted)
+
+
+def _fresh(directory: Path) -> Path:
+    """The directory, made now: a place that cannot be written to is refused before anything is measured."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ValueError(f"{directory} is not empty: name a new directory with --out")
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory}: {error.strerror}; name another directory with --out") from error
+    return directory
+
+
+def _ends(run: KernelRun) -> Exit:
+    if any(outcome.wrong for outcome in run.outcomes):
+        return Exit.PARITY_FAILED
+    if run.pending or any(outcome.failed for outcome in run.outcomes):
+        return Exit.FAILED
+    return Exit.VALID
+
+
+def _conclude(run: KernelRun, directory: Path, output: Output, ends: Exit) -> None:
+    # pandas and matplotlib take about a second: not for --help to wait for
+    from bench.report import kernel_terminal, kernels  # noqa: PLC0415
+    from bench.report.kernel_rows import records  # noqa: PLC0415
+
+    rows = records(run)
+    output.finish(
+        rows,
+        ends,
+        files=kernels.write(directory, run),
+        lines=[kernels.outcome(run), *kernels.target_sentences(run, rows)],
+        table=kernel_terminal.summary(run, rows),
+    )
+
+
+def _search(request: Request, output: Output, budget: float | None) -> None:
+    """Print the time of every candidate, and the lines to paste."""
+    from bench.report import kernel_trials  # noqa: PLC0415 - pandas, as above
+
+    with watching(output.console()) as watch:
+        answer = isolation.call(
+            "bench.kernel_search:search", request, budget, timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase
+        )
+    found: list[Trial] = kernel_run.accepted(answer)
+    lines = kernel_trials.paste(found)
+    if output.as_json:
+        output.json({"trials": found, "tiles": lines})
+        return
+    console = output.console()
+    for kind, rows in kernel_trials.tables(found).items():
+        console.print(listings.table(rows, title=kind))
+    console.print("for TILES in kernels/launch.py:")
+    for line in lines:
+        click.echo(line)

@@ -1,0 +1,88 @@
+"""Is a fused op right? Its result and gradients against fp64, beside eager's own errors at the same precision.
+
+As `bench.parity`, for one op: error = ||out - ref|| / ||ref||, and a tensor passes when
+
+    error <= min(max(MULTIPLIER * eager_error, ROUNDINGS * eps), CEILING)
+
+Values within rounding of zero may change sides of a ReLU, and values within rounding of each other may change places in
+a maximum: such a value has a wrong gradient in a right program. The few largest differences are therefore set aside,
+eager's as well. What is wrong in a formula shows in far more values.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.kernel_ops import mapped, operands_of
+from bench.kernel_types import Check, Op
+from bench.limits import DTYPES
+from bench.parity import CEILING, relative_error
+from bench.types import Device, TensorError
+from kernels.kernel import Operands
+from kernels.runtime import INTERPRETED
+from kernels.table import KERNELS_BY_NAME
+
+MULTIPLIER = 3.0  # another order of summation, or another point of rounding
+ROUNDINGS = {  # in units of eps, for tensors where eager is lucky
+    "fp32": 8.0,  # the sums over all rows round too, and not in eager on CPU, which takes them in fp64
+    "bf16": 1.0,  # only the result is rounded
+    "fp16": 1.0,
+}
+_SEED, _GRADIENT_SEED = 1, 2  # not that of the operands which are timed; a gradient like x would give no dx
+_SET_ASIDE = 2**18  # one value of so many, and a few more
+_INTERPRETED_ELEMENTS = 2**19  # of x: what Triton's interpreter does in less than a second
+_FEWEST_IMAGES = 2  # BatchNorm sums over images too
+
+Function = Callable[[Operands, bool], Tensor]
+
+
+def check(op: Op, device: Device) -> Check:
+    """The verdict over y and every gradient, on fresh inputs; in the interpreter at a batch that it can do."""
+    row, training = KERNELS_BY_NAME[op.form], op.mode == "train"
+    batch_size = _interpreted_batch(op) if INTERPRETED else op.shape[0]
+    operands = operands_of(op, device, batch_size=batch_size, seed=_SEED)
+    exact = mapped(operands, Tensor.double)
+    reference = _results(row.oracle, exact, training)
+    fused, eager = (_results(function, operands, training) for function in (row.run, row.oracle))
+    floor = ROUNDINGS[op.dtype] * torch.finfo(DTYPES[op.dtype]).eps
+    found = []
+    for name, ref in reference.items():
+        eager_error = error(eager[name], ref)
+        found.append(
+            TensorError(
+                tensor=name,
+                error=error(fused[name], ref),
+                eager_error=eager_error,
+                tolerance=min(max(MULTIPLIER * eager_error, floor), CEILING),
+            )
+        )
+    return Check(batch_size=batch_size, tensors=len(found), worst=max(found, key=lambda tensor: tensor.severity))
+
+
+def error(out: Tensor, ref: Tensor) -> float:
+    """Relative L2 error without the few largest differences; infinity for another shape, NaN or infinities."""
+    if out.shape != ref.shape or not out.isfinite().all():
+        return float("inf")
+    aside = min(4 + ref.numel() // _SET_ASIDE, ref.numel() // 16)
+    largest = (out.detach().double() - ref).abs().flatten().topk(aside).indices
+    kept = out.detach().double().flatten()  # a copy: it was of another dtype
+    return relative_error(kept.index_copy(0, largest, ref.flatten()[largest]), ref.flatten())
+
+
+def _interpreted_batch(op: Op) -> int:
+    n, channels, height, width = op.shape
+    return min(n, max(_FEWEST_IMAGES, _INTERPRETED_ELEMENTS // (channels * height * width)))
+
+
+def _results(function: Function, operands: Operands, training: bool) -> dict[str, Tensor]:
+    """y and the gradient of every operand that has one, by name."""
+    y = function(operands, training)
+    generator = torch.Generator(y.device).manual_seed(_GRADIENT_SEED)
+    # a mean far from zero, or the terms with sums over all rows would hardly count
+    dy = (torch.randn(y.shape, generator=generator, device=y.device) + 1.0).to(operands.x.dtype)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    names = ["dx", *(["dz"] if operands.z is not None else []), "dweight", "dbias"]
+    names += ["dweight of z", "dbias of z"] if operands.z_norm is not None else []
+    gradients = torch.autograd.grad(y, operands.differentiable(), dy)
+    return {"y": y, **dict(zip(names, gradients, strict=True))}

@@ -1,0 +1,244 @@
+"""Compiles every kernel for every GPU it is written for, without one, and says what is wrong with what came out.
+
+What is compiled are the launches that `kernels.runtime.recorded` lists, forward and backward; those that differ in
+nothing that the compiler sees are compiled once. Of each is asked:
+
+- No spill: no stack frame, which is where ptxas puts the registers that do not suffice.
+- 128-bit accesses of every activation where the layout allows them: channels_last with a multiple of 16 bytes in a
+  pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW.
+  Activations are the floating-point arguments [N, C, ...], except the gradient behind a pooling: each pixel picks its
+  own. `kernels.ptx` tells whose an access is; the narrowest of each argument counts, and none at all is a fault too.
+- Shared memory within what the architecture gives to a program.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+
+from kernels.batch_statistics import update_running_statistics
+from kernels.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
+from kernels.kernel import Shape, make_operands
+from kernels.runtime import ARCHITECTURES, Call, recorded
+from kernels.table import KERNELS_BY_NAME
+
+RUNNING_STATISTICS = "running statistics"
+FORMS = (*KERNELS_BY_NAME, RUNNING_STATISTICS)
+WIDE = 128  # bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is compiled, and what is asked of it."""
+
+    compilation: Compilation
+    dtype: str  # of x
+    layout: str
+    activations: tuple[str, ...]  # pointer arguments
+    wide: bool  # whether their accesses have to be
+
+    @property
+    def kernel(self) -> str:
+        return self.compilation.kernel.partition(":")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Who launches it."""
+
+    form: str
+    mode: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A form at some shapes, on one architecture and in one dtype."""
+
+    form: str
+    shapes: Sequence[Shape]
+    arch: str
+    dtype: str
+
+
+Uses = dict[Subject, list[Use]]
+
+
+def audit(
+    shapes: Mapping[str, Sequence[Shape]],
+    archs: Sequence[str],
+    dtypes: Sequence[str],
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[dict[str, object]]:
+    """Compile every launch of some forms, in both layouts and modes, on all cores; a row for each compilation.
+
+    Args:
+        shapes: of x [N, C, H, W], for each form (of FORMS).
+        archs: of ARCHITECTURES.
+        dtypes: of DTYPES.
+        on_progress: hears how many compilations are done, and of how many.
+
+    Returns:
+        Plain values: what was compiled for whom, the figures, and `faults`, one line each.
+    """
+    work = [
+        Work(form=form, shapes=at, arch=arch, dtype=dtype)
+        for arch, dtype, (form, at) in product(archs, dtypes, shapes.items())
+    ]
+    with compilers() as pool:
+        uses: Uses = {}
+        for found in pool.map(subjects, work):
+            for one, users in found.items():
+                uses.setdefault(one, []).extend(users)
+        rows = []
+        for one, verdict in zip(uses, pool.map(judged, uses), strict=True):
+            rows.append(_row(one, uses[one], *verdict))
+            on_progress(len(rows), len(uses))
+    return rows
+
+
+@contextmanager
+def compilers() -> Iterator[ProcessPoolExecutor]:
+    """A process for each core in which kernels can be compiled, and are compiled anew.
+
+    Sets variables in the environment of this process, which they inherit.
+    """
+    with TemporaryDirectory() as cache:
+        os.environ.update(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+            yield pool
+
+
+def subjects(work: Work) -> Uses:
+    """What has to be compiled, each once, and who launches it."""
+    found: Uses = {}
+    for shape, channels_last, training in product(work.shapes, (True, False), (True, False)):
+        with recorded(work.arch) as calls:
+            _launch(work.form, shape, DTYPES[work.dtype], channels_last=channels_last, training=training)
+        use = Use(form=work.form, mode="training" if training else "evaluation", shape=shape)
+        for call in calls:
+            found.setdefault(subject(call, work, shape), []).append(use)
+    return found
+
+
+def _launch(form: str, shape: Shape, dtype: torch.dtype, *, channels_last: bool, training: bool) -> None:
+    """All that a form launches, forward and backward, on tensors without memory."""
+    if form != RUNNING_STATISTICS:
+        kernel = KERNELS_BY_NAME[form]
+        operands = make_operands(kernel, shape, dtype, "meta", channels_last=channels_last)
+        y = kernel.run(operands, training)
+        torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
+    elif training:
+        n, channels, height, width = shape
+        mean, var, statistics = (torch.empty(size, device="meta") for size in (channels, channels, (2, channels)))
+        batches = torch.empty((), dtype=torch.int64, device="meta")
+        for momentum in (0.1, None):
+            update_running_statistics(mean, var, batches, statistics, momentum, n * height * width)
+
+
+def subject(call: Call, work: Work, shape: Shape) -> Subject:
+    layout = str(call.options.get("LAYOUT", ""))
+    pooled = call.options.get("ACTIVATION") == "pool"
+    scattered = layout != "channels_last" and (pooled or call.kernel.__name__ == "_pool")
+    activations = tuple(
+        name
+        for name, value in zip(call.kernel.arg_names, call.arguments, strict=False)
+        if isinstance(value, Tensor) and _is_activation(value, shape) and not (pooled and name == "dy_ptr")
+    )
+    return Subject(
+        compilation=of_call(call, work.arch),
+        dtype=work.dtype if layout else "fp32",
+        layout=layout,
+        activations=activations,
+        wide=bool(activations) and not scattered and _allows_wide(layout, shape, DTYPES[work.dtype]),
+    )
+
+
+def _is_activation(tensor: Tensor, shape: Shape) -> bool:
+    return tensor.is_floating_point() and tensor.dim() == len(shape) and tuple(tensor.shape[:2]) == shape[:2]
+
+
+def _allows_wide(layout: str, shape: Shape, dtype: torch.dtype) -> bool:
+    _, channels, height, width = shape
+    if layout == "channels_last":
+        return channels * dtype.itemsize % (WIDE // 8) == 0
+    return height * width % 16 == 0
+
+
+def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
+    """Compile it: the figures of its row, none where it does not compile, and its faults."""
+    try:
+        figures = compiled(subject.compilation)
+    except (TritonError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {}, [f"does not compile: {reason}"]
+    warps, of_warps, limited_by = occupancy(subject.compilation, figures)
+    row: dict[str, object] = {
+        "registers": figures.registers,
+        "spill_bytes": figures.spill_bytes,
+        "stack_bytes": figures.stack_bytes,
+        "static_shared_bytes": figures.static_shared_bytes,
+        "dynamic_shared_bytes": figures.dynamic_shared_bytes,
+        "load_bits": figures.load_bits,
+        "store_bits": figures.store_bits,
+        "main_bits": min((figures.narrowest_bits.get(name, 0) for name in subject.activations), default=None),
+        "resident_warps": warps,
+        "of_warps": of_warps,
+        "limited_by": limited_by,
+    }
+    return row, list(faults(subject, figures))
+
+
+def faults(subject: Subject, figures: Figures) -> Iterator[str]:
+    """What is wrong with a kernel, and what to do about it."""
+    machine = ARCHITECTURES[subject.compilation.arch]
+    smaller = f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch.py)"
+    if figures.stack_bytes or figures.spill_bytes:
+        yield (
+            f"spills {figures.spill_bytes} bytes of a thread's registers to local memory (a stack frame of "
+            f"{figures.stack_bytes} bytes): {smaller}, or keep fewer values alive"
+        )
+    shared = figures.static_shared_bytes + figures.dynamic_shared_bytes
+    if shared > machine.shared_bytes:
+        yield f"needs {shared} bytes of shared memory, and a program may have {machine.shared_bytes}: {smaller}"
+    for name in subject.activations if subject.wide else ():
+        bits = figures.narrowest_bits.get(name)
+        if bits is None:
+            yield f"does not access {name}, or not in a way that kernels/ptx.py sees: mend either"
+        elif bits < WIDE:
+            yield (
+                f"accesses {name} by {bits} bits where {WIDE} are possible: tell the compiler what is contiguous "
+                "(tl.multiple_of, tl.max_contiguous), or give a thread more elements (kernels/launch.py)"
+            )
+
+
+def _row(subject: Subject, uses: list[Use], figures: dict[str, object], wrong: list[str]) -> dict[str, object]:
+    """All about one compilation, as plain values; each fault names it."""
+    compilation, constants = subject.compilation, dict(subject.compilation.constants)
+    forms, modes = (list(dict.fromkeys(values)) for values in ([use.form for use in uses], [use.mode for use in uses]))
+    shapes = list(dict.fromkeys("x".join(map(str, use.shape)) for use in uses))
+    circumstances = filter(None, (subject.dtype, subject.layout, " and ".join(modes), shapes[0]))
+    name = f"{subject.kernel} of {', '.join(forms)} ({', '.join(circumstances)}) on {compilation.arch}"
+    return {
+        "arch": compilation.arch,
+        "kernel": subject.kernel,
+        "forms": forms,
+        "modes": modes,
+        "dtype": subject.dtype,
+        "layout": subject.layout,
+        "shapes": shapes,
+        "wide": subject.wide,
+        "block_rows": constants.get("BLOCK_ROWS"),
+        "block_channels": constants.get("BLOCK_CHANNELS"),
+        "num_warps": compilation.num_warps,
+        **figures,
+        "faults": [f"{name} {fault}" for fault in wrong],
+    }

@@ -1,0 +1,424 @@
+"""The kernel bench: which ops, what they move, whether they are right, and how they are timed."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import environment, kernel_bench
+from bench.kernel_bench import measure, survey
+from bench.kernel_ops import filled, floor_bytes, launches, layers, operands_of, ops
+from bench.kernel_parity import check, error
+from bench.kernel_timing import Rotation, Timed, backward_calls, by_turns, copy_calls, launch_calls, prepared, sets
+from bench.kernel_types import Check, Contender, Direction, KernelMode, Op, Request, Survey
+from bench.types import Ceilings, Device, Environment, TensorError
+from kernels.kernel import Operands
+from kernels.launch import TILES, Tile, tile_for
+from kernels.runtime import Call, recorded
+from kernels.table import KERNELS, KERNELS_BY_NAME
+from resnet.fuse import fuse
+from resnet.model import build_model
+
+DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
+ONLY_CPU = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a GPU does")
+FORMS = [kernel.name for kernel in KERNELS]
+MODES: tuple[KernelMode, ...] = get_args(KernelMode)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+SMALL = Op(form="bn+relu", shape=(2, 16, 8, 8), dtype="fp32", mode="train")
+WHERE = Survey(
+    request=Request(device="cpu", batch_size=2),
+    device="cpu",
+    environment=Environment(facts={"device": "a CPU"}),
+    ceilings=Ceilings(copy_bytes_per_s=1e10, matmul_flops_per_s={}),
+    cache_bytes=1 << 16,
+    architecture="sm_90",
+    seconds=0.01,
+    why_untimed="it is interpreted",
+    ops=(SMALL,),
+)
+
+# Touches of tensors like x, and of tensors like y, that the mathematics asks for (see kernels/bn_act.py, bn_pool.py):
+# forward and backward, in training and in evaluation.
+Touches = tuple[tuple[int, int], tuple[int, int]]
+FLOORS: dict[str, dict[KernelMode, Touches]] = {
+    "bn": {"train": ((2, 1), (3, 2)), "eval": ((1, 1), (2, 1))},
+    "bn+relu": {"train": ((2, 1), (3, 2)), "eval": ((1, 1), (2, 1))},
+    "bn+residual+relu": {"train": ((3, 1), (4, 2)), "eval": ((2, 1), (3, 1))},
+    "dual": {"train": ((4, 1), (6, 2)), "eval": ((2, 1), (4, 1))},
+    "stem": {"train": ((2, 1), (3, 2)), "eval": ((1, 1), (2, 1))},
+}
+
+
+# --- which ops --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("resnet18", {"stem": 1, "bn+relu": 8, "bn+residual+relu": 5, "dual": 3}),
+        ("resnet50", {"stem": 1, "bn+relu": 32, "bn+residual+relu": 12, "dual": 4}),
+    ],
+)
+def test_forms_of_a_network(model: str, expected: dict[str, int]) -> None:
+    found = Counter(form for form, _ in layers(model, 4, 64))
+    assert found == expected
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in build_model(model).modules())
+    assert found.total() + found["dual"] == norms, "each BatchNorm once, two in a dual"
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_ops_of_a_network_launch_what_the_fused_network_launches(model: str) -> None:
+    """Kernel, grid and tensors of every launch of a step, forward and backward."""
+    with torch.device("meta"):
+        network, images = fuse(build_model(model)), torch.empty(4, 3, 64, 64)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # on "meta" it does not hand the memory format on
+            module.register_forward_hook(lambda _, __, out: out.contiguous(memory_format=torch.channels_last))
+    with recorded("sm_90") as calls:
+        network(images).sum().backward()
+    of_network = Counter(footprint(call) for call in calls if call.kernel.__name__ != "_update_running")
+
+    of_ops: Counter[object] = Counter()
+    for op in ops(Request(models=(model,), dtypes=("fp32",), batch_size=4, image_size=64)):
+        for launched in launches(op, "sm_90").values():
+            of_ops.update({footprint(one.call): op.layers.get(model, 0) for one in launched})
+    assert +of_ops == of_network
+
+
+def footprint(call: Call) -> object:
+    """What is launched, and on what."""
+    tensors = [tuple(argument.shape) for argument in call.arguments if isinstance(argument, Tensor)]
+    return call.kernel.__name__, call.grid, tuple(tensors)
+
+
+def test_the_most_telling_ops_come_first() -> None:
+    request = Request(models=("resnet50", "resnet18"), shapes=((3, 5, 7, 9),), dtypes=("bf16", "fp32"), batch_size=8)
+    found = ops(request)
+    assert [op.shape for op in found[: len(KERNELS)]] == [(3, 5, 7, 9)] * len(KERNELS)
+    first_dtype = found[: len(found) // 2]
+    assert {op.dtype for op in first_dtype} == {"bf16"}
+    kinds = ["asked" if op.shape[0] == 3 else next(iter(op.layers), "plain") for op in first_dtype]
+    assert kinds == sorted(kinds, key=["asked", "resnet50", "resnet18", "plain"].index)
+    assert len({op.key for op in found}) == len(found), "each once"
+
+
+def test_forms_can_be_chosen() -> None:
+    found = ops(Request(models=("resnet18",), forms=("dual",), batch_size=8))
+    assert [(op.form, op.shape[1]) for op in found] == [("dual", 128), ("dual", 256), ("dual", 512)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(models=("resnet18",), forms=("dua",), batch_size=8), "unknown form dua: choose of bn, "),
+        (Request(models=("resnet19",), batch_size=8), "unknown model 'resnet19'"),
+    ],
+)
+def test_what_is_unknown_is_refused_and_not_measured(request_: Request, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops(request_)
+    refusal = survey(request_)
+    assert isinstance(refusal, str), "for the parent to raise: a worker's error would be a crash"
+    assert message in refusal
+
+
+# --- what they move ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", FORMS)
+def test_floor_is_what_the_mathematics_asks_for_and_launches_keep_to_it(form: str, mode: KernelMode) -> None:
+    op = Op(form=form, shape=(256, 64, 57, 56), dtype="bf16", mode=mode)
+    x_bytes = 2 * 256 * 64 * 57 * 56
+    y_bytes = 2 * 256 * 64 * 29 * 28 if form == "stem" else x_bytes
+    for direction, (like_x, like_y) in zip(DIRECTIONS, FLOORS[form][mode], strict=True):
+        floor = floor_bytes(op, direction)
+        assert floor == like_x * x_bytes + like_y * y_bytes
+        moved = sum(launch.bytes for launch in launches(op, "sm_90")[direction])
+        assert 1 <= moved / floor < 1.11, "masks of a bit, places of a byte, and what has a value a channel"
+
+
+def test_launches_are_named_by_the_pass_whose_tile_they_have() -> None:
+    named = {
+        form: [launch.kind for launched in launches(replace(SMALL, form=form), "sm_90").values() for launch in launched]
+        for form in ("bn", "dual", "stem")
+    }
+    assert named == {
+        "bn": ["statistics", "apply", "reduce", "gradient"],
+        "dual": ["statistics", "apply dual", "reduce dual", "gradient dual"],
+        "stem": ["statistics", "pool", "reduce pool", "gradient pool"],
+    }
+    assert {kind for kinds in named.values() for kind in kinds} == set(TILES)
+
+
+def test_a_tile_holds_inside_its_block_and_for_its_pass() -> None:
+    op = replace(SMALL, shape=(64, 64, 56, 56))
+
+    def warps() -> list[object]:
+        return [launch.call.options["num_warps"] for launch in launches(op, "sm_90")["forward"]]
+
+    before = warps()
+    with tile_for("apply", Tile(kibibytes=16, num_warps=2)):
+        assert warps() == [before[0], 2]
+    assert warps() == before
+
+
+# --- whether they are right -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_passes(form: str, mode: KernelMode) -> None:
+    verdict = check(replace(SMALL, form=form, mode=mode), DEVICE)
+    assert verdict.passed
+    assert verdict.tensors == {"dual": 7, "bn+residual+relu": 5}.get(form, 4), "y and every gradient"
+
+
+def too_large(operands: Operands, training: bool) -> Tensor:
+    return 1.01 * KERNELS_BY_NAME["bn"].oracle(operands, training)
+
+
+def most_of_the_residual_gradient(operands: Operands, training: bool) -> Tensor:
+    """The right result."""
+    assert operands.z is not None
+    z = 0.9 * operands.z + 0.1 * operands.z.detach()
+    return KERNELS_BY_NAME["bn+residual+relu"].oracle(operands._replace(z=z), training)
+
+
+def statistics_as_constants(operands: Operands, training: bool) -> Tensor:
+    """The right result, and no gradient through mean and variance."""
+    assert training
+    x = operands.x.detach()
+    norm = operands.norm._replace(running_mean=x.mean((0, 2, 3)), running_var=x.var((0, 2, 3), unbiased=False))
+    return KERNELS_BY_NAME["bn"].oracle(operands._replace(norm=norm), False)
+
+
+@pytest.mark.parametrize(
+    ("form", "wrong", "tensors"),
+    [
+        ("bn", too_large, {"y", "dx", "dweight", "dbias"}),
+        ("bn+residual+relu", most_of_the_residual_gradient, {"dz"}),
+        ("bn", statistics_as_constants, {"dx"}),
+    ],
+)
+def test_a_wrong_op_fails(
+    monkeypatch: pytest.MonkeyPatch, form: str, wrong: Callable[[Operands, bool], Tensor], tensors: set[str]
+) -> None:
+    monkeypatch.setitem(KERNELS_BY_NAME, form, replace(KERNELS_BY_NAME[form], run=wrong))
+    verdict = check(replace(SMALL, form=form), DEVICE)
+    assert not verdict.passed
+    assert verdict.worst.tensor in tensors
+
+
+def test_error_sets_few_differences_aside_and_no_more() -> None:
+    ref = torch.randn(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    few, many = ref.clone(), ref.clone()
+    few[0, :3] += 100
+    many[0, :30] += 100
+    assert error(few, ref) == 0.0
+    assert error(many, ref) > 1
+    assert error(1.01 * ref, ref) == pytest.approx(0.01, rel=0.02)
+    assert error(torch.zeros_like(ref), ref) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_error_of_what_is_not_finite_is_infinite(value: float) -> None:
+    ref = torch.ones(64, dtype=torch.float64)
+    out = ref.clone()
+    out[7] = value
+    assert error(out, ref) == float("inf")
+    assert error(ref[:32], ref) == float("inf"), "or of another shape"
+
+
+@ONLY_CPU
+def test_the_interpreter_is_given_a_batch_that_it_can_do() -> None:
+    verdict = check(replace(SMALL, shape=(256, 64, 56, 56)), "cpu")
+    assert verdict.passed
+    assert 2 <= verdict.batch_size < 8
+
+
+# --- how they are timed -----------------------------------------------------------------------------------------------
+
+
+def test_rotation_keeps_each_result_until_its_turn_comes_again() -> None:
+    results = iter([[number] for number in range(5)])
+    taken: list[int] = []
+
+    def call(place: int) -> list[int]:
+        taken.append(place)
+        return next(results)
+
+    rotation = Rotation([partial(call, place) for place in range(3)])
+    for _ in range(5):
+        rotation()
+    assert taken == [0, 1, 2, 0, 1]
+    assert rotation._results == [[3], [4], [2]]
+
+
+@pytest.mark.parametrize(("set_bytes", "cache", "number"), [(100, 10, 2), (10, 10, 3), (3, 10, 8), (1, 10**6, 256)])
+def test_other_sets_fill_the_cache_twice_between_two_uses_of_one(set_bytes: int, cache: int, number: int) -> None:
+    assert sets(set_bytes, cache) == number
+
+
+def test_copies_move_so_many_bytes_each_in_memory_of_its_own() -> None:
+    calls: Any = copy_calls(3 * 2**20, 4, DEVICE)
+    pairs = [(call.func.__self__, *call.args) for call in calls]
+    assert len({tensor.data_ptr() for pair in pairs for tensor in pair}) == 8
+    for (target, source), call in zip(pairs, calls, strict=True):
+        call()
+        assert torch.equal(target, source)
+        assert target.nbytes + source.nbytes == 3 * 2**20
+
+
+def test_a_launch_gets_tensors_like_those_that_were_recorded() -> None:
+    taken: list[tuple[Any, ...]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *arguments, **options: taken.append((grid, arguments, options))
+
+    asked = launches(replace(SMALL, form="stem"), "sm_90")["backward"][0].call
+    for call in launch_calls(replace(asked, kernel=Kernel()), 2, DEVICE):
+        call()
+    given = [tensor for _, arguments, _ in taken for tensor in arguments if isinstance(tensor, Tensor)]
+    wanted = [tensor for tensor in asked.arguments if isinstance(tensor, Tensor)]
+    assert [(grid, options) for grid, _, options in taken] == [(asked.grid, asked.options)] * 2
+    assert [(t.shape, t.stride(), t.dtype) for t in given] == [(t.shape, t.stride(), t.dtype) for t in wanted] * 2
+    assert len({tensor.data_ptr() for tensor in given}) == len(given), "each in memory of its own"
+    assert all(tensor.count_nonzero() for tensor in given), "never zeros"
+    others = [[value for value in arguments if not isinstance(value, Tensor)] for _, arguments, _ in taken]
+    assert others == [[value for value in asked.arguments if not isinstance(value, Tensor)]] * 2
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_graph_makes_every_call_and_takes_a_while() -> None:
+    """What is captured on CUDA, and that a replay does all of it."""
+    targets = [torch.zeros(4) for _ in range(3)]
+    calls = [partial(target.add_, number) for number, target in enumerate(targets)]
+    timed = prepared(calls, "cuda", 0.0002)  # s, of one call
+    assert timed.calls == 12, "four times each set: 2.4 ms"
+    for target in targets:
+        target.zero_()
+    timed.step()
+    assert [target[0].item() for target in targets] == [0.0, 4.0, 8.0]
+    assert prepared(calls, "cuda", 1.0).calls == 3, "no set is left out"
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+@pytest.mark.parametrize("form", ["bn+residual+relu", "stem"])
+def test_a_graph_of_backward_calls_finds_what_forward_kept(form: str) -> None:
+    op = replace(SMALL, form=form)
+    operands = [operands_of(op, "cpu", seed=seed) for seed in (1, 2)]
+    calls = backward_calls(KERNELS_BY_NAME[form].oracle, operands, training=True)
+    expected = [call() for call in calls]
+    timed = prepared(calls, "cuda", 1.0)
+    timed.step()
+    rotation = timed.step.args[1]  # type: ignore[attr-defined]
+    for gradients, wanted in zip(rotation._results, expected, strict=True):
+        torch.testing.assert_close(gradients, wanted)
+
+
+def test_turns_give_the_time_of_one_call() -> None:
+    """Every contender has a turn in every round."""
+    steps: Counter[str] = Counter()
+    contenders: dict[Contender, Timed] = {
+        "eager": Timed(step=partial(steps.update, ["eager"])),
+        "copy": Timed(step=partial(steps.update, ["copy"]), calls=10**6),
+    }
+    rounds = by_turns(contenders, "cpu", 0.05)
+    assert len(rounds["eager"]) == len(rounds["copy"]) > 1
+    assert max(rounds["copy"][0]) < min(rounds["eager"][0]) / 100, "its step makes a million calls"
+    for name, turns in rounds.items():
+        assert steps[name] == sum(map(len, turns)) + 3, "and the rehearsal"
+
+
+# --- what becomes of an op --------------------------------------------------------------------------------------------
+
+
+@ONLY_CPU
+def test_without_a_gpu_all_but_the_fused_kernels_is_timed() -> None:
+    outcome = measure(SMALL, WHERE)
+    assert outcome.check is not None
+    assert outcome.check.passed
+    assert [(row.direction, row.launch) for row in outcome.rows] == [
+        ("forward", ""), ("forward", "statistics"), ("forward", "apply"),
+        ("backward", ""), ("backward", "reduce"), ("backward", "gradient"),
+    ]  # fmt: skip
+    for row in outcome.rows:
+        assert row.rounds.keys() == (set() if row.launch else {"eager", "compile", "copy"})
+        assert row.untimed == {"fused": "it is interpreted"}
+        assert row.failures == {}
+    for whole in (row for row in outcome.rows if not row.launch):
+        parts = [row for row in outcome.rows if row.launch and row.direction == whole.direction]
+        assert whole.bytes == sum(row.bytes for row in parts)
+    assert not outcome.failed
+
+
+@ONLY_CPU
+def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cpp_compiler", lambda: None)
+    outcome = measure(SMALL, WHERE)
+    assert outcome.rows[0].rounds.keys() == {"eager", "copy"}
+    assert "C++ compiler" in outcome.rows[0].untimed["compile"]
+    assert not outcome.failed
+
+
+@ONLY_CPU
+def test_a_contender_that_breaks_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(operands: Operands, training: bool) -> Tensor:
+        raise RuntimeError(f"no kernel for {operands.x.dtype} in {training}\nand more")
+
+    monkeypatch.setattr(kernel_bench, "compiled", lambda _function: broken)
+    outcome = measure(SMALL, WHERE)
+    assert outcome.rows[0].rounds.keys() == {"eager", "copy"}
+    assert outcome.rows[0].failures == {"compile": "RuntimeError: no kernel for torch.float32 in True"}
+    assert outcome.failed
+
+
+@ONLY_CPU
+def test_what_is_wrong_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = TensorError(tensor="dx", error=0.5, eager_error=1e-3, tolerance=3e-3)
+    monkeypatch.setattr(kernel_bench, "check", lambda *_: Check(batch_size=2, tensors=4, worst=worst))
+    outcome = measure(SMALL, WHERE)
+    assert outcome.wrong
+    assert [row.rounds for row in outcome.rows] == [{}] * 6
+    assert all(row.bytes for row in outcome.rows), "what it moves is known"
+
+
+@pytest.mark.parametrize(
+    ("request_", "models", "batch_sizes"),
+    [
+        (Request(device="cpu"), ("resnet50", "resnet18"), {8}),
+        (Request(device="cpu", models=("resnet34",), batch_size=3), ("resnet34",), {3}),
+        (Request(device="cpu", shapes=((5, 4, 3, 2),)), (), {5}),
+        (Request(device="cpu", models=("resnet18",), shapes=((5, 4, 3, 2),)), ("resnet18",), {5, 8}),
+    ],
+)
+def test_what_is_left_out_is_the_device_s_to_say(
+    request_: Request, models: tuple[str, ...], batch_sizes: set[int]
+) -> None:
+    complete = filled(request_, "cpu")
+    assert complete.models == models
+    assert {op.shape[0] for op in ops(complete)} == batch_sizes
+    assert filled(Request(), "cuda").batch_size == 256
+
+
+@ONLY_CPU
+def test_survey_tells_where_it_is() -> None:
+    found = survey(Request(device="cpu"))
+    assert isinstance(found, Survey)
+    assert found.request == filled(Request(), "cpu")
+    assert found.why_untimed
+    assert found.cache_bytes > 2**18
+    assert 1e8 < found.ceilings.copy_bytes_per_s < 1e13
+
+
+def test_survey_refuses_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_bench, "INTERPRETED", False)
+    assert "set TRITON_INTERPRET=1" in str(survey(Request(device="cpu")))
