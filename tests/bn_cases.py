@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import bn_act, bn_pool, launch, runtime
 from kernels.kernel import Kernel, Norm, Operands, Shape, make_operands
@@ -123,6 +124,22 @@ def statistics_of(kernel: Kernel, operands: Operands, training: bool) -> Tensor:
     if kernel.name == "stem":
         return bn_pool.bn_pool(operands.x, operands.norm, training=training)[1]
     return bn_act.bn_act(*operands, training=training)[1]
+
+
+class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every call of an op, and the arguments of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+        self.ours: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        self.names.append(op._schema.name)
+        if op.namespace == "resbench":
+            arguments = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+            self.ours.append((op, arguments))
+        return op(*args, **(kwargs or {}))
 
 
 MANY_RUNS: Shape = (8, 8, 223, 225) if DEVICE == "cuda" else (2, 8, 33, 34)

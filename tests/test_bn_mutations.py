@@ -143,7 +143,7 @@ MUTATIONS = (
     Mutation(
         why="a variance that is not a number is none",
         module="batch_statistics", old="tl.maximum(spread, 0.0, propagate_nan=tl.PropagateNan.ALL)",
-        new="tl.maximum(spread, 0.0)", check=bad_value,
+        new="tl.where(spread > 0, spread, 0.0)", check=bad_value,
     ),
     Mutation(
         why="eps is forgotten",

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from bn_cases import DEVICE, map_images, mapped, named, operands_of, random_like, results
+from bn_cases import DEVICE, Seen, map_images, mapped, named, operands_of, random_like, results
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from kernels.batch_statistics import update_running_statistics
@@ -26,22 +25,6 @@ trainings = pytest.mark.parametrize("training", [True, False], ids=["training", 
 
 SHAPE = (2, 11, 6, 5)
 BACKEND = "inductor" if DEVICE == "cuda" else "aot_eager"  # the graph alone: in the interpreter the ops are opaque
-
-
-class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every call of an op, and the arguments of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-        self.ours: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        self.names.append(op._schema.name)
-        if op.namespace == "resbench":
-            arguments = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-            self.ours.append((op, arguments))
-        return op(*args, **(kwargs or {}))
 
 
 def update(x: Tensor) -> None:

@@ -62,7 +62,7 @@ def _total(rows: list[Record], model: str, dtype: str, name: Contender) -> Total
 def _sum(rows: list[Record], model: str, column: str) -> float | None:
     if any(row[column] is None for row in rows):
         return None
-    return float(sum(row[column] for row in rows))
+    return float(sum(row[f"{model}_layers"] * row[column] for row in rows))
 
 
 def _ratio(rows: list[Record], model: str, over: Contender, under: Contender) -> Interval | None:
