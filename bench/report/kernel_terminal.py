@@ -29,7 +29,7 @@ def _sum(run: KernelRun, total: Total) -> dict[str, object]:
         "forward ms": untimed or significant(total.forward_ms),
         "backward ms": untimed or significant(total.backward_ms),
         "both ms": untimed or significant(total.ms),
-        "ops timed": f"{total.timed} of {total.layers}",
+        "layers timed": f"{total.timed} of {total.layers}",
         **{f"time over {SERIES[name].label}": _ratio(total.over.get(name)) for name in RATIO_TARGETS},
     }
 

@@ -53,7 +53,7 @@ def figures(rows: list[Record], copy_bytes_per_s: float) -> dict[str, Figure]:
 def _figure(rows: list[Record], copy_bytes_per_s: float) -> Figure:
     """Forward above backward; a column for each shape, grouped by form, the largest tensor of a form first."""
     places = _places(rows)
-    figure = Figure(figsize=(max(6.5, 1.2 + 0.3 * (max(places.values()) + 1)), 6.6), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.2 + 0.34 * (max(places.values()) + 1)), 6.6), layout="constrained")
     axes = figure.subplots(len(DIRECTIONS), 1, sharex=True, sharey=True)
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         axis.axhline(copy_bytes_per_s / 1e9, color=FRONTIER, linewidth=1.2, linestyle="--")
