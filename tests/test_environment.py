@@ -10,7 +10,7 @@ import torch
 
 from bench import environment, requirements
 from bench.environment import collect, device_slug
-from bench.requirements import why_unsupported
+from bench.requirements import why_unsupported, why_untimed
 from bench.types import Case, Environment
 from resnet.paths import PATHS, PATHS_BY_NAME, Path
 
@@ -256,7 +256,13 @@ def test_what_a_cpu_machine_with_a_compiler_runs(monkeypatch: pytest.MonkeyPatch
         if why_unsupported(case(mode=mode, precision="fp16", path=path.name), path) is None
     }
     both = {(name, mode) for name in ("eager", "channels_last", "compile") for mode in ("train", "infer")}
-    assert runs == both | {("compile-max-autotune", "infer"), ("folded", "infer")}
+    timed = both | {("compile-max-autotune", "infer"), ("folded", "infer")}
+    checked = {("triton", "train"), ("triton", "infer"), ("triton-compile", "train"), ("triton-compile", "infer")}
+    checked |= {("triton-rebuild", "train")}
+    assert runs == timed | checked
+    for name, mode in runs:
+        assert bool(why_untimed(case(mode=mode, path=name), PATHS_BY_NAME[name])) == ((name, mode) in checked)
+        assert not why_untimed(case(mode=mode, path=name, device="cuda"), PATHS_BY_NAME[name])
 
 
 @pytest.mark.usefixtures("cuda")
