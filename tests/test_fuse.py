@@ -47,7 +47,8 @@ def train(model: nn.Module) -> tuple[list[float], dict[str, Tensor]]:
     losses = []
     for seed in range(STEPS):
         optimizer.zero_grad()
-        x, labels = make_batch(seed, DEVICE)
+        # two images leave so few values a channel in the last stage that even fp64 diverges
+        x, labels = map(torch.cat, zip(*(make_batch(2 * seed + half, DEVICE) for half in (0, 1)), strict=True))
         loss = F.cross_entropy(model(x.to(dtype).contiguous(memory_format=torch.channels_last)), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
