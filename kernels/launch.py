@@ -91,16 +91,17 @@ TILES: dict[Pass, Tile] = {
     "apply dual": Tile(kibibytes=16, num_warps=16),
     "reduce dual": Tile(kibibytes=8, num_warps=8, programs=2),
     "gradient dual": Tile(kibibytes=16, num_warps=16),
-    "pool": Tile(kibibytes=16, num_warps=16),
+    "pool": Tile(kibibytes=8, num_warps=16),
     "reduce pool": Tile(kibibytes=8, num_warps=8, programs=2),
     "gradient pool": Tile(kibibytes=8, num_warps=16),
 }
 TILES_ON: dict[tuple[str, Pass], Tile] = {  # where the registers of TILES do not suffice
     ("sm_100", "apply"): Tile(kibibytes=16, num_warps=16),
-    ("sm_100", "pool"): Tile(kibibytes=8, num_warps=16),
 }
 _instead: ContextVar[dict[Pass, Tile]] = ContextVar("instead", default={})  # noqa: B039 - never changed in place
-SCATTERED = 4  # tiles are smaller by this factor where addresses take the registers
+NCHW_KIBIBYTES = 16  # of a tile at most: addresses take registers,
+SCATTERED_KIBIBYTES = 4  # and most where every element has one of its own
+SCATTERED_ELEMENTS = 2  # of a thread at least
 INTERPRETED_TILE = Tile(kibibytes=256, num_warps=1)  # each operation on a tile is a call of numpy
 
 FEWEST_CHANNELS = 8  # of a block: the bits of a byte of a mask
@@ -137,7 +138,8 @@ def launch(kind: Pass, matrix: Matrix) -> Launch:
     channel_blocks = triton.cdiv(matrix.channels, block_channels)
     runs = max(1, programs // channel_blocks)
     rows_per_run = triton.cdiv(triton.cdiv(matrix.rows, runs), block_rows) * block_rows
-    least = SCATTERED if _scattered(kind, matrix) else 16 // matrix.dtype.itemsize  # of a thread: a 128-bit access
+    wide = 16 // matrix.dtype.itemsize  # elements of a 128-bit access
+    least = SCATTERED_ELEMENTS if _scattered(kind, matrix) else wide
     return Launch(
         block_rows=block_rows,
         block_channels=block_channels,
@@ -162,12 +164,19 @@ def _tile(kind: Pass, matrix: Matrix, machine: str) -> Tile:
     if machine == "interpreter":
         return INTERPRETED_TILE
     tile = _instead.get().get(kind) or TILES_ON.get((machine, kind), TILES[kind])
-    return replace(tile, kibibytes=max(4, tile.kibibytes // SCATTERED)) if _scattered(kind, matrix) else tile
+    if _scattered(kind, matrix):
+        return replace(tile, kibibytes=SCATTERED_KIBIBYTES)
+    return tile if matrix.channels_last else replace(tile, kibibytes=min(tile.kibibytes, NCHW_KIBIBYTES))
 
 
 def _scattered(kind: Pass, matrix: Matrix) -> bool:
-    """Whether a thread's elements are apart in memory: every access is narrow, and has an address of its own."""
-    return matrix.layout == "NCHW" or ("pool" in kind and not matrix.channels_last)
+    """Whether a thread's elements are apart in memory: every access is narrow, and has an address of its own.
+
+    So they are in channels_last too where the compiler does not know the channels to be a multiple of 16.
+    """
+    if matrix.channels_last:
+        return matrix.channels % 16 != 0
+    return matrix.layout == "NCHW" or "pool" in kind
 
 
 def _block_channels(channels: int, programs: int) -> int:
