@@ -145,6 +145,7 @@ def _launch(form: str, shape: Shape, dtype: torch.dtype, *, channels_last: bool,
 
 
 def subject(call: Call, work: Work, shape: Shape) -> Subject:
+    """What a launch on x of this shape asks the compiler for, and what is asked of the result."""
     layout = str(call.options.get("LAYOUT", ""))
     pooled = call.options.get("ACTIVATION") == "pool"
     scattered = layout != "channels_last" and (pooled or call.kernel.__name__ == "_pool")
