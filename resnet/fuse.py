@@ -151,14 +151,16 @@ def _norms(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def _obstacle(module: nn.Module, fused: type[nn.Module]) -> str:
     """Why a module cannot be fused, empty if it can."""
+    downsample = getattr(module, "downsample", None)
+    if downsample is not None and not _is_projection(downsample):
+        return "its shortcut is not a convolution and a BatchNorm"
     for norm, _ in _norms(module):
         if type(norm) is not nn.BatchNorm2d:
             return f"its normalisation is {type(norm).__name__}"
+    if type(module.relu) is not nn.ReLU:
+        return f"its activation is {type(module.relu).__name__}"
     if fused is FusedResNet and not _is_plain_pooling(module.maxpool):
         return "its pooling is not 3x3 with stride 2 and padding 1"
-    downsample = getattr(module, "downsample", None)
-    if downsample is not None and [type(part) for part in downsample] != [nn.Conv2d, nn.BatchNorm2d]:
-        return "its shortcut is not a convolution and a BatchNorm"
     passed_over = [child for name, child in module.named_modules() if name.split(".")[0] in _PASSED_OVER]
     if any(has_hooks(child) for child in [*passed_over, *(norm for norm, _ in _norms(module))]):
         return "it has hooks on modules that would not be called"
@@ -166,6 +168,11 @@ def _obstacle(module: nn.Module, fused: type[nn.Module]) -> str:
 
 
 _PASSED_OVER = ("relu", "maxpool", "downsample")
+
+
+def _is_projection(shortcut: nn.Module) -> bool:
+    plain = isinstance(shortcut, nn.Sequential)
+    return plain and [type(part) for part in shortcut.children()] == [nn.Conv2d, nn.BatchNorm2d]
 
 
 def _is_plain_pooling(pool: object) -> bool:

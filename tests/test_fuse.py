@@ -171,6 +171,33 @@ def test_another_pooling_keeps_the_stem_plain_and_fuses_the_blocks() -> None:
     assert isinstance(fused.get_submodule("layer1.0"), FusedBasicBlock)
 
 
+def test_another_activation_keeps_what_has_it_plain() -> None:
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    model.layer2[1].relu, model.relu = nn.SiLU(), nn.Hardswish()
+    message = warning_of(model)
+    assert "ResNet (its activation is Hardswish)" in message
+    assert "layer2.1 (its activation is SiLU)" in message
+    with torch.no_grad(), pytest.warns(UserWarning, match="not fused"):
+        assert relative(fuse(model).to(DEVICE)(images()).cpu(), model.cpu()(images().cpu())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        nn.Conv2d(64, 128, 1, stride=2),
+        nn.Sequential(nn.Conv2d(64, 128, 1, stride=2)),
+        nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(64, 128, 1), nn.BatchNorm2d(128)),
+    ],
+    ids=["not sequential", "no normalisation", "pooled"],
+)
+def test_another_shortcut_keeps_a_block_plain(shortcut: nn.Module) -> None:
+    model = network()
+    setattr(model.get_submodule("layer2.0"), "downsample", shortcut)  # noqa: B010 - a child that the type does not know
+    with pytest.warns(UserWarning, match=r"layer2\.0 \(its shortcut is not a convolution and a BatchNorm\)"):
+        fused = fuse(model)
+    assert type(fused.get_submodule("layer2.0")) is type(model.get_submodule("layer2.0"))
+
+
 @pytest.mark.parametrize("name", ["relu", "downsample", "downsample.1", "bn2"])
 def test_hooks_that_would_not_be_called_keep_a_block_plain(name: str) -> None:
     model = network()
