@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import isolation, listings
 from bench.options import OUTPUT_OPTIONS, Exit, epilog, grouped, names, shape
 from bench.output import Output
+from bench.progress import bar
 
 # Those of kernels.runtime and kernels.audit, which import torch; a test keeps them equal.
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -108,12 +108,8 @@ def audit(
 def _compiled(
     console: Console, archs: Sequence[str], dtypes: Sequence[str], forms: Sequence[str], shapes: Sequence[Shape]
 ) -> list[Row]:
-    columns = (TextColumn("compiling"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("", total=None)
+    with bar(console) as progress:
+        task = progress.add_task("compiling", total=None)
 
         def show(phase: str) -> None:
             done, total = map(int, phase.split("/"))

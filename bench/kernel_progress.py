@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from statistics import median
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from bench.kernel_types import Contender, Op, Outcome, Row
+from bench.progress import bar
 
 SHOWN: tuple[Contender, ...] = ("fused", "eager", "compile")
 
@@ -52,18 +53,7 @@ class Watch:
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
     """A watch whose bar is gone at the end."""
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with progress:
+    with bar(console) as progress:
         yield Watch(console, progress)
 
 

@@ -27,24 +27,29 @@ _STATUS_WIDTH = max(len(status) for status in Status)
 _WHOLE_RUN_S = 7 * 86400.0  # cases differ too much for a short window to tell the time left
 
 
+def bar(console: Console) -> Progress:
+    """A description, how much is done and the time left, gone at the end; on a terminal only."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=_WHOLE_RUN_S,
+        disable=not console.is_terminal,
+    )
+
+
 class Watch:
     """An observer of the runner (see `bench.runner.Observer`) that shows what it hears on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            speed_estimate_period=_WHOLE_RUN_S,
-            disable=not console.is_terminal,
-        )
+        self._progress = bar(console)
         self._task = self._progress.add_task("starting", total=None)
         self._pending = 0
         self._finished = 0

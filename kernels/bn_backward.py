@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels.batch_statistics import MERGED_RUNS
 from kernels.kernel import NO_NORM, Norm
 from kernels.launch import Matrix, Pass, dense, laid_out_like, launch
-from kernels.normalise import kept, normalised, rstd_and_scale, shift_of
+from kernels.normalise import kept, normalised, saved_statistics, shift_of
 from kernels.runtime import require_runnable, wrap_triton
 from kernels.tiles import pixel_offsets, tile_offsets, unpack_bits
 
@@ -99,14 +99,10 @@ def _reduce(
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     known = channels < C
-    mean = tl.load(statistics_ptr + channels, mask=known, other=0.0)
-    var = tl.load(statistics_ptr + C + channels, mask=known, other=1.0)
-    rstd, scale = rstd_and_scale(var, weight_ptr, channels, C, EPS)
+    mean, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS)
     shift = shift_of(bias_ptr, mean, channels, C)
     if z_ptr is not None:
-        z_mean = tl.load(statistics_ptr + 2 * C + channels, mask=known, other=0.0)
-        z_var = tl.load(statistics_ptr + 3 * C + channels, mask=known, other=1.0)
-        z_rstd, z_scale = rstd_and_scale(z_var, z_weight_ptr, channels, C, Z_EPS)
+        z_mean, z_rstd, z_scale = saved_statistics(statistics_ptr + 2 * C, z_weight_ptr, channels, C, Z_EPS)
     tile = tl.arange(0, BLOCK_ROWS)
     first = tl.program_id(0).to(tl.int64) * rows_per_run
     last = tl.minimum(first + rows_per_run, rows)
@@ -187,9 +183,7 @@ def _gradient(
     plane = tl.cast(parts, tl.int64) * C
     sum_g = _merged_sum(sums_ptr, channels, C, parts, MERGED_RUNS)
     sum_along = _merged_sum(sums_ptr + plane, channels, C, parts, MERGED_RUNS)
-    mean = tl.load(statistics_ptr + channels, mask=known, other=0.0)
-    var = tl.load(statistics_ptr + C + channels, mask=known, other=1.0)
-    rstd, scale = rstd_and_scale(var, weight_ptr, channels, C, EPS)
+    mean, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS)
     shift = shift_of(bias_ptr, mean, channels, C)
     slope, offset = _line(sum_g, sum_along, rstd, scale, count)
     writes_sums = known & (tl.program_id(0) == 0)
@@ -201,9 +195,7 @@ def _gradient(
         tl.store(z_dbias_ptr + channels, sum_g.to(z_dbias_ptr.dtype.element_ty), mask=writes_sums)
     if z_ptr is not None:
         z_sum_along = _merged_sum(sums_ptr + 2 * plane, channels, C, parts, MERGED_RUNS)
-        z_mean = tl.load(statistics_ptr + 2 * C + channels, mask=known, other=0.0)
-        z_var = tl.load(statistics_ptr + 3 * C + channels, mask=known, other=1.0)
-        z_rstd, z_scale = rstd_and_scale(z_var, z_weight_ptr, channels, C, Z_EPS)
+        z_mean, z_rstd, z_scale = saved_statistics(statistics_ptr + 2 * C, z_weight_ptr, channels, C, Z_EPS)
         z_slope, z_offset = _line(sum_g, z_sum_along, z_rstd, z_scale, count)
         if z_dweight_ptr is not None:
             tl.store(z_dweight_ptr + channels, z_sum_along.to(z_dweight_ptr.dtype.element_ty), mask=writes_sums)

@@ -68,10 +68,15 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
 
 
+def format_of(x: Tensor) -> torch.memory_format:
+    """Of dense x [N, C, H, W]; where it is both, channels_last."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def laid_out_like(z: Tensor, x: Tensor) -> Tensor:
     """z [N, C, ...] in the memory format of dense x."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return z.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return z.contiguous(memory_format=format_of(x))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

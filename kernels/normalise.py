@@ -17,6 +17,15 @@ def rstd_and_scale(var, weight_ptr, channels, C, EPS: tl.constexpr):
 
 
 @triton.jit
+def saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS: tl.constexpr):
+    """mean, rstd and scale [B] of one BatchNorm, as its forward pass found them: statistics [2, C]."""
+    mean = tl.load(statistics_ptr + channels, mask=channels < C, other=0.0)
+    var = tl.load(statistics_ptr + C + channels, mask=channels < C, other=1.0)
+    rstd, scale = rstd_and_scale(var, weight_ptr, channels, C, EPS)
+    return mean, rstd, scale
+
+
+@triton.jit
 def shift_of(bias_ptr, mean, channels, C):
     """The bias [B], zero where there is none."""
     shift = tl.zeros_like(mean)
