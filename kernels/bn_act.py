@@ -36,7 +36,7 @@ from kernels.autograd import absent, differentiable, differentiable_once, keep, 
 from kernels.batch_statistics import MERGED_RUNS, partial_statistics
 from kernels.bn_backward import Activation, bn_backward
 from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch import Matrix, dense, format_of, laid_out_like, launch
+from kernels.launch import Matrix, dense, empty_laid_out_like, laid_out_like, launch
 from kernels.normalise import branch, kept, normalised
 from kernels.runtime import require_runnable, triton_op, wrap_triton
 from kernels.tiles import pack_bits, tile_offsets
@@ -131,7 +131,7 @@ def _empty_mask(x: Tensor) -> Tensor:
     """[N, ceil(C / 8), H, W] bytes in the memory format of dense x."""
     n, channels, height, width = x.shape
     shape = (n, (channels + 7) // 8, height, width)
-    return torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=format_of(x))
+    return empty_laid_out_like(x, shape, torch.uint8)
 
 
 @triton_op("resbench::bn_act")

@@ -26,7 +26,7 @@ from kernels.autograd import absent, differentiable, differentiable_once, keep, 
 from kernels.batch_statistics import MERGED_RUNS, partial_statistics
 from kernels.bn_backward import bn_backward
 from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch import Matrix, dense, format_of, launch
+from kernels.launch import Matrix, dense, empty_laid_out_like, launch
 from kernels.normalise import branch, kept, normalised
 from kernels.runtime import require_runnable, triton_op, wrap_triton
 from kernels.tiles import pixel_offsets
@@ -99,9 +99,7 @@ def _bn_pool(
     matrix = Matrix.of(x)
     n, channels, height, width = x.shape
     shape = (n, channels, (height + 1) // 2, (width + 1) // 2)
-    y, places = (
-        torch.empty(shape, dtype=dtype, device=x.device, memory_format=format_of(x)) for dtype in (x.dtype, torch.uint8)
-    )
+    y, places = (empty_laid_out_like(x, shape, dtype) for dtype in (x.dtype, torch.uint8))
     statistics = x.new_empty((2, channels), dtype=matrix.sums)
     partials, rows_per_part = partial_statistics(x, None, matrix) if training else (None, 0)
     out = Matrix.of(y)

@@ -64,19 +64,30 @@ class Matrix:
 def dense(x: Tensor) -> Tensor:
     """x [N, C, H, W] itself where it is contiguous in either memory format, else a copy that is."""
     if x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
-        return x
-    return x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
-
-
-def format_of(x: Tensor) -> torch.memory_format:
-    """Of dense x [N, C, H, W]; where it is both, channels_last."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+        return _made_once(x)
+    return _made_once(x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format))
 
 
 def laid_out_like(z: Tensor, x: Tensor) -> Tensor:
     """z [N, C, ...] in the memory format of dense x."""
-    return z.contiguous(memory_format=format_of(x))
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return _made_once(z.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+
+
+def _made_once(x: Tensor) -> Tensor:
+    """x as it is; torch.compile would compute it anew, into another tensor, for every kernel that reads it."""
+    return x.as_strided(x.shape, x.stride())
+
+
+def empty_laid_out_like(x: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    """Of another shape [N, C, H, W], in the memory format of dense x.
+
+    Not torch.empty(..., memory_format=...): torch.compile forgets the format, then fills a tensor that has it.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x.new_empty(shape, dtype=dtype)
+    n, channels, height, width = shape
+    return x.new_empty((n, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kernels.kernel import Kernel
 from kernels.table import KERNELS
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +38,13 @@ GRAPHS: dict[str, list[dict[str, list[str]]]] = {
 }
 
 
+forms = pytest.mark.parametrize(
+    ("kernel", "mode"),
+    [(kernel, mode) for kernel in KERNELS for mode in ("training", "evaluation")],
+    ids=lambda value: getattr(value, "name", value),
+)
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A process that has no interpreter, with the kernels' package at hand."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
@@ -45,27 +54,52 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def graphs() -> dict[str, list[dict[str, list[str]]]]:
-    done = python(str(ROOT / "tests" / "traced_for_cuda.py"))
+def printed_by(program: str) -> dict[str, Any]:
+    done = python(str(ROOT / "tests" / program))
     assert done.returncode == 0, done.stderr
-    found: dict[str, list[dict[str, list[str]]]] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_compiler_sees_kernels_and_what_they_write(name: str) -> None:
     """An argument that it took for written by mistake would be copied first; one it missed would be read too early."""
-    assert graphs()[name] == GRAPHS[name]
+    assert printed_by("traced_for_cuda.py")[name] == GRAPHS[name]
 
 
 def test_every_form_is_traced() -> None:
-    assert graphs().keys() == GRAPHS.keys()
+    assert printed_by("traced_for_cuda.py").keys() == GRAPHS.keys()
+
+
+@forms
+def test_torch_compile_compiles_what_the_audit_does(kernel: Kernel, mode: str) -> None:
+    """The same types, constants, multiples of 16 and warps, so that the audit holds for both."""
+    found = printed_by("compiled_for_cuda.py")[f"{kernel.name}, {mode}"]
+    assert [one for graph in found["alone"] for one in graph["compiled"]] == found["called"]
+
+
+@forms
+def test_torch_compile_adds_nothing(kernel: Kernel, mode: str) -> None:
+    """No copy and no fill beside our kernels; in evaluation the partial sums are added up by torch."""
+    forward, backward = printed_by("compiled_for_cuda.py")[f"{kernel.name}, {mode}"]["alone"]
+    assert forward["made"] == []
+    assert backward["made"] == ([] if mode == "training" else [1])
+
+
+@forms
+def test_what_several_kernels_read_is_computed_once(kernel: Kernel, mode: str) -> None:
+    """x, z, then what is made of y; dy, then what is made of dx and dz, and in evaluation the sums."""
+    forward, backward = printed_by("compiled_for_cuda.py")[f"{kernel.name}, {mode}"]["between"]
+    operands = 2 if kernel.second else 1
+    assert sum(forward["made"]) == operands + 1
+    assert sum(backward["made"]) == 1 + operands + (0 if mode == "training" else 1)
 
 
 ON_A_CPU = """
 import kernels.runtime
 import torch
 from kernels.kernel import make_operands
+from kernels.kernel import Kernel
 from kernels.table import KERNELS
 for kernel in KERNELS:
     try:

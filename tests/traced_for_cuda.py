@@ -38,6 +38,7 @@ from kernels.table import KERNELS
 
 Backend = Callable[..., Any]
 MODULES = (kernels.batch_statistics, kernels.bn_act, kernels.bn_backward, kernels.bn_pool)
+ARCH = "sm_90"
 SHAPE = (8, 64, 28, 28)
 
 
@@ -54,7 +55,7 @@ class TargetOnly:
 def pretend() -> None:
     """CPU tensors stand for a GPU's."""
     triton.runtime.driver.set_active(TargetOnly())
-    vars(kernels.launch)["architecture"] = lambda: kernels.runtime.ARCHITECTURES["sm_90"]
+    vars(kernels.launch)["architecture"] = lambda: kernels.runtime.ARCHITECTURES[ARCH]
     for module in MODULES:
         vars(module)["require_runnable"] = lambda device: None  # noqa: ARG005
 
