@@ -31,15 +31,13 @@ from bench.kernel_timing import (
 )
 from bench.kernel_types import Contender, Direction, Op, Outcome, Request, Row, Survey
 from bench.limits import copy_rate
+from bench.requirements import INTERPRETED_REASON
 from bench.types import Ceilings, Device
 from kernels.runtime import INTERPRETED, architecture
 from kernels.table import KERNELS_BY_NAME
 
 SECONDS: dict[Device, float] = {"cuda": 0.3, "cpu": 0.5}  # of sampling, per row
 COUNTED_ARCHITECTURE = "sm_90"  # whose launches tell the bytes where there is no GPU
-INTERPRETED_REASON = (
-    "without a CUDA device Triton's interpreter runs these kernels, which shows that they are right, not how fast"
-)
 
 Functions = Mapping[Contender, Function]
 Makers = Mapping[Contender, Callable[[], Calls]]

@@ -14,6 +14,9 @@ from resnet.paths import Path
 
 AMPERE = (8, 0)  # first with TF32 and bf16 products
 FEWEST_VALUES = 4  # of 1, BatchNorm refuses to train; 2 normalise to -1 and 1 whatever they were
+INTERPRETED_REASON = (
+    "without a CUDA device Triton's interpreter runs the kernels, which shows whether they are right, not how fast"
+)
 
 
 def why_unsupported(case: Case, path: Path) -> str | None:
@@ -103,10 +106,7 @@ def why_untimed(case: Case, path: Path) -> str:
     """Why a case that can run here is checked and not timed; empty if it is timed."""
     if case.device == "cuda" or "cuda for timing" not in path.needs:
         return ""
-    return (
-        "timed on a CUDA device only: on a CPU Triton's interpreter runs the kernels, which shows whether they are "
-        "right, and not how fast they are"
-    )
+    return INTERPRETED_REASON
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.kernel_bench import INTERPRETED_REASON
 from bench.kernel_ops import operands_of
 from bench.kernel_timing import (
     Function,
@@ -26,6 +25,7 @@ from bench.kernel_timing import (
     sets,
 )
 from bench.kernel_types import Direction, Op, Shape
+from bench.requirements import INTERPRETED_REASON
 from bench.timing import CLOCKS
 from bench.types import Device
 from kernels.kernel import Kernel
