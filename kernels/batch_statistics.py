@@ -18,7 +18,7 @@ from kernels.launch import Matrix, launch
 from kernels.runtime import require_runnable, triton_op, wrap_triton
 from kernels.tiles import tile_offsets
 
-MERGED_RUNS = 32  # partial sums that are read at a time
+MERGED_RUNS = tl.constexpr(32)  # partial sums that are read at a time
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _partial_statistics(
 
 
 @triton.jit
-def merged_statistics(partials_ptr, channels, rows, C, rows_per_run, runs, MERGED_RUNS: tl.constexpr):
+def merged_statistics(partials_ptr, channels, rows, C, rows_per_run, runs):
     """Mean and biased variance [B] of all rows, from partials [2, runs, C]."""
     acc = partials_ptr.dtype.element_ty
     known = channels < C

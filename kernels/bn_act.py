@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kernels.autograd import absent, differentiable, differentiable_once, keep, present
-from kernels.batch_statistics import MERGED_RUNS, partial_statistics
+from kernels.batch_statistics import partial_statistics
 from kernels.bn_backward import Activation, bn_backward
 from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
 from kernels.launch import Matrix, dense, empty_laid_out_like, laid_out_like, launch
@@ -54,15 +54,14 @@ def _apply(
     z_running_mean_ptr, z_running_var_ptr, z_weight_ptr, z_bias_ptr,  # [C] or None, of z's BatchNorm
     rows, C, HW, rows_per_run, rows_per_part, parts,
     EPS: tl.constexpr, Z_EPS: tl.constexpr,  # Z_EPS None: z is added as it is
-    RELU: tl.constexpr, LAYOUT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, MERGED_RUNS: tl.constexpr,
+    RELU: tl.constexpr, LAYOUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     known = channels < C
     mean, scale, shift = branch(
         partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
-        rows, C, rows_per_part, parts, EPS, MERGED_RUNS,
+        rows, C, rows_per_part, parts, EPS,
     )  # fmt: skip
     if Z_EPS is not None:
         z_partials_ptr = partials_ptr
@@ -70,7 +69,7 @@ def _apply(
             z_partials_ptr = partials_ptr + 2 * tl.cast(parts, tl.int64) * C
         z_mean, z_scale, z_shift = branch(
             z_partials_ptr, z_running_mean_ptr, z_running_var_ptr, z_weight_ptr, z_bias_ptr, statistics_ptr + 2 * C,
-            channels, rows, C, rows_per_part, parts, Z_EPS, MERGED_RUNS,
+            channels, rows, C, rows_per_part, parts, Z_EPS,
         )  # fmt: skip
     tile = tl.arange(0, BLOCK_ROWS)
     first = tl.program_id(0).to(tl.int64) * rows_per_run
@@ -121,8 +120,7 @@ def bn_act_forward(
         matrix.rows, matrix.channels, matrix.pixels, plan.rows_per_run,
         rows_per_part, 0 if partials is None else partials.shape[2],
         EPS=norm.eps, Z_EPS=second.eps, RELU=relu, LAYOUT=matrix.layout,
-        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, MERGED_RUNS=MERGED_RUNS,
-        num_warps=plan.num_warps,
+        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, num_warps=plan.num_warps,
     )  # fmt: skip
     return y, statistics, present(mask, x)
 

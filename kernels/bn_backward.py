@@ -138,7 +138,7 @@ def _reduce(
 
 
 @triton.jit
-def _merged_sum(sums_ptr, channels, C, parts, MERGED_RUNS: tl.constexpr):
+def _merged_sum(sums_ptr, channels, C, parts):
     """The sum [B] over parts of [parts, C]."""
     total = tl.zeros([MERGED_RUNS, channels.shape[0]], dtype=sums_ptr.dtype.element_ty)
     for start in range(0, parts, MERGED_RUNS):
@@ -174,15 +174,15 @@ def _gradient(
     weight_ptr, bias_ptr, z_weight_ptr,  # [C] or None
     rows, C, HW, W, rows_per_run, parts,
     EPS: tl.constexpr, Z_EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAYOUT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, MERGED_RUNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     count = tl.cast(rows, acc)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     known = channels < C
     plane = tl.cast(parts, tl.int64) * C
-    sum_g = _merged_sum(sums_ptr, channels, C, parts, MERGED_RUNS)
-    sum_along = _merged_sum(sums_ptr + plane, channels, C, parts, MERGED_RUNS)
+    sum_g = _merged_sum(sums_ptr, channels, C, parts)
+    sum_along = _merged_sum(sums_ptr + plane, channels, C, parts)
     mean, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS)
     shift = shift_of(bias_ptr, mean, channels, C)
     slope, offset = _line(sum_g, sum_along, rstd, scale, count)
@@ -194,7 +194,7 @@ def _gradient(
     if z_dbias_ptr is not None:
         tl.store(z_dbias_ptr + channels, sum_g.to(z_dbias_ptr.dtype.element_ty), mask=writes_sums)
     if z_ptr is not None:
-        z_sum_along = _merged_sum(sums_ptr + 2 * plane, channels, C, parts, MERGED_RUNS)
+        z_sum_along = _merged_sum(sums_ptr + 2 * plane, channels, C, parts)
         z_mean, z_rstd, z_scale = saved_statistics(statistics_ptr + 2 * C, z_weight_ptr, channels, C, Z_EPS)
         z_slope, z_offset = _line(sum_g, z_sum_along, z_rstd, z_scale, count)
         if z_dweight_ptr is not None:
@@ -281,8 +281,7 @@ def bn_backward(
         dy, x, z, mask, statistics, sums, norm.weight, norm.bias, second.weight,
         matrix.rows, matrix.channels, matrix.pixels, matrix.width, plan.rows_per_run, parts,
         EPS=norm.eps, Z_EPS=second.eps, ACTIVATION=activation, LAYOUT=matrix.layout,
-        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, MERGED_RUNS=MERGED_RUNS,
-        num_warps=plan.num_warps,
+        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, num_warps=plan.num_warps,
     )  # fmt: skip
     return Gradients(dx, dz, dweight, dbias, dz_weight, dz_bias)
 

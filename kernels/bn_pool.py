@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kernels.autograd import absent, differentiable, differentiable_once, keep, present
-from kernels.batch_statistics import MERGED_RUNS, partial_statistics
+from kernels.batch_statistics import partial_statistics
 from kernels.bn_backward import bn_backward
 from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
 from kernels.launch import Matrix, dense, empty_laid_out_like, launch
@@ -43,15 +43,14 @@ def _pool(
     partials_ptr,  # [1, 2, parts, C] in training, else None
     running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr,  # [C] or None
     rows, C, HW, W, out_rows, OHW, OW, rows_per_run, rows_per_part, parts,
-    EPS: tl.constexpr, LAYOUT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, MERGED_RUNS: tl.constexpr,
+    EPS: tl.constexpr, LAYOUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     known = channels < C
     mean, scale, shift = branch(
         partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
-        rows, C, rows_per_part, parts, EPS, MERGED_RUNS,
+        rows, C, rows_per_part, parts, EPS,
     )  # fmt: skip
     tile = tl.arange(0, BLOCK_ROWS)
     first = tl.program_id(0).to(tl.int64) * rows_per_run
@@ -110,8 +109,7 @@ def _bn_pool(
         matrix.rows, matrix.channels, matrix.pixels, matrix.width, out.rows, out.pixels, out.width,
         plan.rows_per_run, rows_per_part, 0 if partials is None else partials.shape[2],
         EPS=eps, LAYOUT=matrix.layout,
-        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, MERGED_RUNS=MERGED_RUNS,
-        num_warps=plan.num_warps,
+        BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, num_warps=plan.num_warps,
     )  # fmt: skip
     return y, statistics, places
 

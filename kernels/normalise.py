@@ -49,12 +49,12 @@ def kept(y):
 @triton.jit
 def branch(
     partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
-    rows, C, rows_per_part, parts, EPS: tl.constexpr, MERGED_RUNS: tl.constexpr,
+    rows, C, rows_per_part, parts, EPS: tl.constexpr,
 ):  # fmt: skip
     """mean, scale and shift [B] of one BatchNorm; one program of each block of channels keeps mean and variance."""
     known = channels < C
     if partials_ptr is not None:
-        mean, var = merged_statistics(partials_ptr, channels, rows, C, rows_per_part, parts, MERGED_RUNS)
+        mean, var = merged_statistics(partials_ptr, channels, rows, C, rows_per_part, parts)
     else:
         mean = tl.load(running_mean_ptr + channels, mask=known, other=0.0).to(statistics_ptr.dtype.element_ty)
         var = tl.load(running_var_ptr + channels, mask=known, other=0.0).to(statistics_ptr.dtype.element_ty)
