@@ -106,7 +106,7 @@ def why_untimed(case: Case, path: Path) -> str:
     """Why a case that can run here is checked and not timed; empty if it is timed."""
     if case.device == "cuda" or "cuda for timing" not in path.needs:
         return ""
-    return INTERPRETED_REASON
+    return f"{INTERPRETED_REASON}; its step is not captured" if path.cuda_graph else INTERPRETED_REASON
 
 
 @lru_cache(maxsize=1)

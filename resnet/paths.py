@@ -22,7 +22,7 @@ class Path:
     fold: bool = False  # fold BatchNorm into the convolutions, then fuse their ReLU and residual add
     compile_mode: str | None = None  # torch.compile(mode=...)
     freeze: bool = False  # inference: Inductor's freezing, weights as constants
-    cuda_graph: bool = False  # capture the whole step
+    cuda_graph: bool = False  # capture the whole step, on CUDA; elsewhere it runs as it is
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
     needs: tuple[Need, ...] = ()
     cpu_modes: tuple[Literal["train", "infer"], ...] | None = None  # where fewer than `modes` make sense on CPU
@@ -77,7 +77,7 @@ PATHS: tuple[Path, ...] = (
         summary="`triton`, the whole step captured as one CUDA graph",
         fuse=True,
         cuda_graph=True,
-        needs=("cuda",),
+        needs=("cuda for timing",),
     ),
     Path(
         name="triton-rebuild",

@@ -18,6 +18,7 @@ Mode = Literal["train", "infer"]
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]  # fp64: the reference of parity checks
 
 _AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CAPTURING = ("cuda",)  # devices that capture steps
 _GRAPH_WARMUP_STEPS = 3  # before capture, on a side stream: cuDNN search, lazy state of the optimizer
 
 LEARNING_RATE = 2e-3
@@ -76,7 +77,7 @@ class Program:
 
         The first call compiles, searches and captures. What it returns is valid until the next call.
         """
-        if not self.path.cuda_graph:
+        if not (self.path.cuda_graph and self.device in _CAPTURING):
             return self._step(images, labels)
         if self._graph is None:
             self._graph = _CapturedStep(self, images, labels)

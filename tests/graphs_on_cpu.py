@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from resnet import program
+
 
 class Call(NamedTuple):
     """One operator of a capture, with the very tensors that it took and made."""
@@ -90,6 +92,7 @@ def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         def wait_stream(self, other: "Stream") -> None:
             pass
 
+    monkeypatch.setattr(program, "_CAPTURING", ("cuda", "cpu"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
