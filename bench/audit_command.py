@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from bench import isolation, listings
-from bench.options import OUTPUT_OPTIONS, Exit, epilog, grouped, names, shape
+from bench.options import OUTPUT_OPTIONS, Exit, epilog, grouped, names, shape_option
 from bench.output import Output
 from bench.progress import bar
 
@@ -49,13 +49,8 @@ class CompilerDied(click.ClickException):
 @click.option("--arch", "archs", type=names, default=",".join(ARCHS), show_default=True, help="GPUs to compile for.")
 @click.option("--dtypes", type=names, default=",".join(DTYPES), show_default=True, help="Of the activations.")
 @click.option("--forms", type=names, default=",".join(FORMS), show_default=True, help="What is fused.")
-@click.option(
-    "--shape",
-    "shapes",
-    type=shape,
-    multiple=True,
-    metavar="N,C,H,W",
-    help="Of x, can be repeated. [default: those of resnet18 and resnet50 at batch 256 and 224 px, and some odd ones]",
+@shape_option(
+    "Of x, can be repeated. [default: those of resnet18 and resnet50 at batch 256 and 224 px, and some odd ones]"
 )
 @click.option(
     "--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every compilation here."

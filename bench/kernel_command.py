@@ -12,7 +12,7 @@ from rich.text import Text
 from bench import isolation, kernel_run, listings
 from bench.kernel_progress import watching
 from bench.kernel_types import Dtype, KernelMode, KernelRun, Request, Shape, Trial
-from bench.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape
+from bench.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape_option
 from bench.output import Output
 from bench.types import Device
 from resnet.depths import DEPTHS
@@ -38,14 +38,7 @@ _EXITS = {
     )
 )
 @click.option("--depths", type=numbers, help="Whose BatchNorms. [default: 50,18, or none beside --shape]")
-@click.option(
-    "--shape",
-    "shapes",
-    type=shape,
-    multiple=True,
-    metavar="N,C,H,W",
-    help="Another shape of x, in every form; can be repeated.",
-)
+@shape_option("Another shape of x, in every form; can be repeated.")
 @click.option("--forms", type=names, help="Of bn, bn+relu, bn+residual+relu, dual, stem. [default: all]")
 @click.option("--dtypes", type=names, default="bf16", show_default=True, help="Of fp32, bf16, fp16.")
 @click.option(

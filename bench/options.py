@@ -101,6 +101,11 @@ def shape(text: str) -> tuple[int, int, int, int]:
     return n, channels, height, width
 
 
+def shape_option(help_: str) -> Callable[[Command], Command]:
+    """`--shape`, which can be repeated."""
+    return click.option("--shape", "shapes", type=shape, multiple=True, metavar="N,C,H,W", help=help_)
+
+
 AXIS_OPTIONS = (
     click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
     click.option("--modes", type=names, help="train, infer or both."),

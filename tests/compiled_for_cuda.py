@@ -31,9 +31,11 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
 
+from bench.kernel_ops import launches
+from bench.kernel_types import Op
 from kernels.compilation import of_call
 from kernels.kernel import Kernel, Operands, make_operands
-from kernels.runtime import recorded
+from kernels.runtime import Call
 from kernels.table import KERNELS
 
 GPU = DeviceProperties(type="cuda", index=0, multi_processor_count=132, cc=90, major=9, warp_size=32)
@@ -128,21 +130,14 @@ def step(kernel: Kernel, *, training: bool, computed: bool) -> None:
 
 def called(kernel: Kernel, *, training: bool) -> list[dict[str, Any]]:
     """What is compiled where the op is called as it is, and what the audit has compiled."""
-    operands = make_operands(kernel, SHAPE, torch.bfloat16, "meta")
-    with recorded(ARCH) as calls:
-        y = kernel.run(operands, training)
-        torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
-    return [
-        described(
-            call.kernel.__name__,
-            {name: None if kind == "constexpr" else kind for name, kind in one.signature},
-            dict(one.constants),
-            list(one.divisible),
-            one.num_warps,
-        )
-        for call in calls
-        for one in [of_call(call, ARCH)]
-    ]
+    op = Op(form=kernel.name, shape=SHAPE, dtype="bf16", mode="train" if training else "eval")
+    return [as_compiled(launch.call) for direction in launches(op, ARCH).values() for launch in direction]
+
+
+def as_compiled(call: Call) -> dict[str, Any]:
+    one = of_call(call, ARCH)
+    types = {name: None if kind == "constexpr" else kind for name, kind in one.signature}
+    return described(call.kernel.__name__, types, dict(one.constants), list(one.divisible), one.num_warps)
 
 
 def found(kernel: Kernel, *, training: bool) -> dict[str, Any]:
