@@ -1,6 +1,7 @@
 """What Triton's interpreter gets wrong, put right, so that parity on a CPU is that of the device.
 
 Between fp32 and bf16 it truncates where every GPU rounds to nearest even, and takes some thirty passes over the data.
+Its products of bf16 matrices multiply the 16 bits as integers.
 Triton 3.6 asks numpy for the integer in an array of one element, which numpy refuses since 2.4: no loop would run.
 """
 
@@ -15,12 +16,26 @@ _QUIET_NAN = np.uint16(0x7FC0)
 
 _convert_other = interpreter._convert_float
 _patch_others = interpreter._patch_lang_tensor
+_dot_others = interpreter.InterpreterBuilder.create_dot
 
 
 def mend() -> None:
-    """Replace the interpreter's conversions between fp32 and bf16, and to bounds of a loop; the others stay."""
+    """Replace conversions between fp32 and bf16, and to bounds of a loop, and products of bf16; the others stay."""
     interpreter._convert_float = _convert
     interpreter._patch_lang_tensor = _patch_lang_tensor
+    interpreter.InterpreterBuilder.create_dot = _dot
+
+
+def _dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:  # noqa: ANN401
+    """As the method it replaces: the product of two matrices, added to a third."""
+    return _dot_others(builder, _widened(a), _widened(b), *others)
+
+
+def _widened(matrix: Any) -> Any:  # noqa: ANN401
+    """The same in fp32 where it is bf16, whose products are exact in fp32."""
+    if matrix.dtype.scalar != tl.bfloat16:
+        return matrix
+    return interpreter.TensorHandle(_convert(matrix.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
 
 
 def _patch_lang_tensor(tensor: Any, scope: Any) -> None:  # noqa: ANN401

@@ -23,6 +23,15 @@ def copy(out_ptr, x_ptr, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def
     tl.store(out_ptr + at, tl.load(x_ptr + at, mask=at < n).to(out_ptr.dtype.element_ty), mask=at < n)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply(out_ptr, a_ptr, b_ptr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803
+    side = tl.arange(0, SIDE)
+    at = side[:, None] * SIDE + side[None, :]
+    product = tl.load(out_ptr + at)
+    product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at), product, input_precision="ieee")
+    tl.store(out_ptr + at, product)
+
+
 def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(x, dtype=dtype)
     copy[(triton.cdiv(x.numel(), BLOCK),)](out, x, x.numel(), BLOCK=BLOCK)
@@ -89,3 +98,13 @@ def test_other_conversions_are_as_they_were(dtype: torch.dtype) -> None:
     x = torch.randn(1000)
     assert torch.equal(converted(x, dtype), x.to(dtype))
     assert torch.equal(converted(x.to(dtype), torch.float32), x.to(dtype).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_products_of_matrices_are_added_in_the_precision_of_the_sum(dtype: torch.dtype) -> None:
+    """As they are by itself the interpreter multiplies the bits of bf16 as integers."""
+    a, b = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    out = torch.ones(32, 32, dtype=sums)
+    multiply[(1,)](out, a, b, SIDE=32)
+    torch.testing.assert_close(out.double(), 1 + a.double() @ b.double(), rtol=0, atol=128 * torch.finfo(sums).eps)
