@@ -101,9 +101,19 @@ def _apply(
 
 
 def bn_act_forward(
-    x: Tensor, z: Tensor | None, norm: Norm, z_norm: Norm | None, *, training: bool, relu: bool
+    x: Tensor,
+    z: Tensor | None,
+    norm: Norm,
+    z_norm: Norm | None,
+    *,
+    training: bool,
+    relu: bool,
+    known: tuple[Tensor, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y like x, statistics [2 or 4, C], and the mask [N, ceil(C / 8), H, W] of bytes, or [0] where none is kept."""
+    """y like x, statistics [2 or 4, C], and the mask [N, ceil(C / 8), H, W] of bytes, or [0] where none is kept.
+
+    In training `known` may be the partial statistics of x and the rows of a part, which are else taken here.
+    """
     require_runnable(x.device)
     x = dense(x)
     z = None if z is None else laid_out_like(z, x)
@@ -111,7 +121,9 @@ def bn_act_forward(
     matrix = Matrix.of(x)
     y, mask = torch.empty_like(x), _empty_mask(x) if z is not None and relu else None
     statistics = x.new_empty((2 if z_norm is None else 4, matrix.channels), dtype=matrix.sums)
-    partials, rows_per_part = partial_statistics(x, z if z_norm else None, matrix) if training else (None, 0)
+    partials, rows_per_part = None, 0
+    if training:
+        partials, rows_per_part = known or partial_statistics(x, z if z_norm else None, matrix)
     plan = launch("apply" if z_norm is None else "apply dual", matrix)
     wrap_triton(_apply)[plan.grid](
         y, mask, statistics, x, z, partials,

@@ -255,31 +255,49 @@ def bn_backward(
     matrix = Matrix.of(x)
     norm, second = norm.contiguous(), (z_norm or NO_NORM).contiguous()
     residual = z is None and activation == "bits"
-    dx, dz = torch.empty_like(x), torch.empty_like(x if z is None else z) if residual or z is not None else None
+    dx = None if training else torch.empty_like(x)
+    dz = torch.empty_like(x) if residual or (z is not None and not training) else None
 
-    reduce, gradient = _passes(activation, dual=z is not None)
+    reduce, _ = _passes(activation, dual=z is not None)
     plan = launch(reduce, matrix)
     sums = statistics.new_empty((2 if z is None else 3, plan.runs, matrix.channels))
     wrap_triton(_reduce)[plan.grid](
-        sums, None if training else dx, dz if residual or not training else None,
+        sums, dx, dz,
         dy, x, z, mask, statistics, norm.weight, norm.bias, second.weight,
         matrix.rows, matrix.channels, matrix.pixels, matrix.width, plan.rows_per_run,
         EPS=norm.eps, Z_EPS=second.eps, ACTIVATION=activation, LAYOUT=matrix.layout,
         BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, num_warps=plan.num_warps,
     )  # fmt: skip
-    parameters = (norm.weight, norm.bias, second.weight, second.bias)
-    if not training:
+    if dx is not None:
+        parameters = (norm.weight, norm.bias, second.weight, second.bias)
         totals = sums.sum(1)  # by views of it: to index by numbers would ask the host
         found = zip((totals[1], totals[0], totals[-1], totals[0]), parameters, strict=True)
         return Gradients(dx, dz, *(None if of is None else total.to(of.dtype, copy=True) for total, of in found))
+    if dz is not None:
+        masked = bn_gradient(dz, x, None, norm, None, statistics, None, sums, activation="none")
+        return masked._replace(z=dz)
+    return bn_gradient(dy, x, z, norm, z_norm, statistics, mask, sums, activation=activation)
+
+
+def bn_gradient(
+    dy: Tensor, x: Tensor, z: Tensor | None, norm: Norm, z_norm: Norm | None, statistics: Tensor, mask: Tensor | None,
+    sums: Tensor, *, activation: Activation,
+) -> Gradients:  # fmt: skip
+    """The second pass of `bn_backward` in training, on dense tensors in one memory format.
+
+    Args as there, and sums [2 or 3, parts, C]: in parts sum g, sum g * x_hat and with z sum g * z_hat.
+    """
+    matrix = Matrix.of(x)
+    norm, second = norm.contiguous(), (z_norm or NO_NORM).contiguous()
+    dx, dz = torch.empty_like(x), None if z is None else torch.empty_like(z)
+    parameters = (norm.weight, norm.bias, second.weight, second.bias)
     dweight, dbias, dz_weight, dz_bias = (None if of is None else torch.empty_like(of) for of in parameters)
-    if residual and dz is not None:
-        dy, mask, activation = dz, None, "none"  # masked already
-    parts, plan = plan.runs, launch(gradient, matrix)
+    _, gradient = _passes(activation, dual=z is not None)
+    plan = launch(gradient, matrix)
     wrap_triton(_gradient)[plan.grid](
-        dx, None if z is None else dz, dweight, dbias, dz_weight, dz_bias,
+        dx, dz, dweight, dbias, dz_weight, dz_bias,
         dy, x, z, mask, statistics, sums, norm.weight, norm.bias, second.weight,
-        matrix.rows, matrix.channels, matrix.pixels, matrix.width, plan.rows_per_run, parts,
+        matrix.rows, matrix.channels, matrix.pixels, matrix.width, plan.rows_per_run, sums.shape[1],
         EPS=norm.eps, Z_EPS=second.eps, ACTIVATION=activation, LAYOUT=matrix.layout,
         BLOCK_ROWS=plan.block_rows, BLOCK_CHANNELS=plan.block_channels, num_warps=plan.num_warps,
     )  # fmt: skip

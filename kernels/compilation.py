@@ -47,6 +47,7 @@ class Compilation:
     constants: tuple[tuple[str, object], ...]
     divisible: tuple[str, ...]  # arguments, by 16
     num_warps: int
+    num_stages: int | None  # None: the compiler's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ def of_call(call: Call, arch: str) -> Compilation:
     Tensors count as aligned, as those that torch allocates are.
     """
     options = dict(call.options)
-    num_warps = options.pop("num_warps")
-    assert isinstance(num_warps, int)  # noqa: S101
+    num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages", None)
+    assert isinstance(num_warps, int) and isinstance(num_stages, int | None)  # noqa: S101, PT018
     values = dict(zip(call.kernel.arg_names, call.arguments, strict=False)) | options
     constants = {name: value for name, value in values.items() if name in options or value is None or _is_one(value)}
     return Compilation(
@@ -80,6 +81,7 @@ def of_call(call: Call, arch: str) -> Compilation:
         constants=tuple(constants.items()),
         divisible=tuple(name for name, value in values.items() if name not in constants and _divisible(value)),
         num_warps=num_warps,
+        num_stages=num_stages,
     )
 
 
@@ -123,7 +125,9 @@ def compiled(compilation: Compilation) -> Figures:
     triton.knobs.nvidia.dump_ptxas_log = True  # on stdout; what comes out of a cache has none
     triton.knobs.compilation.always_compile = True
     with redirect_stdout(StringIO()) as log:
-        made = triton.compile(source, target=target, options={"num_warps": compilation.num_warps})
+        options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
+        given = {name: value for name, value in options.items() if value is not None}
+        made = triton.compile(source, target=target, options=given)
     usage = _USAGE.search(log.getvalue())
     assert usage is not None, log.getvalue()  # noqa: S101
     found = accesses(made.asm["ptx"])

@@ -39,11 +39,16 @@ class Operands(NamedTuple):
     z: Tensor | None
     z_norm: Norm | None
 
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that require a gradient, by name, x first."""
+        found = {"x": self.x, "z": self.z, "weight": self.norm.weight, "bias": self.norm.bias}
+        if self.z_norm is not None:
+            found |= {"weight of z": self.z_norm.weight, "bias of z": self.z_norm.bias}
+        return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.requires_grad}
+
     def differentiable(self) -> list[Tensor]:
         """The tensors that require a gradient, x first."""
-        norms = [self.norm, self.z_norm] if self.z_norm else [self.norm]
-        found = [self.x, self.z, *(tensor for norm in norms for tensor in (norm.weight, norm.bias))]
-        return [tensor for tensor in found if tensor is not None and tensor.requires_grad]
+        return list(self.named().values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,12 @@ class Kernel:
     oracle: Callable[[Operands, bool], Tensor]
     second: bool = False  # takes z
     second_norm: bool = False  # and normalises it
+
+    def make(
+        self, shape: Shape, dtype: torch.dtype, device: str, *, channels_last: bool = True, seed: int = 0
+    ) -> Operands:
+        """Operands for both, see `make_operands`."""
+        return make_operands(self, shape, dtype, device, channels_last=channels_last, seed=seed)
 
 
 def plain_batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:

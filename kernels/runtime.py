@@ -1,23 +1,18 @@
 """How kernels run here: compiled for the GPU, or in Triton's interpreter where torch finds no CUDA device.
 
-Triton decides when a kernel is defined, so this module comes before Triton's first import of a process; whoever comes
-too late is told by `require_runnable`.
+The package chooses, before Triton's first import of a process; whoever comes too late is told by `require_runnable`.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import triton
+from torch import Tensor
 
 from kernels import interpreter
 
@@ -52,16 +47,44 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a launch moves between memory and the processors, each value once, and what it computes."""
+
+    read: int  # bytes
+    written: int  # bytes
+    flops: int = 0  # of products of matrices; a multiplication and an addition are two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One launch, as it would have been: see `recorded`."""
 
     kernel: Any  # triton.JITFunction
     grid: tuple[int, ...]
     arguments: tuple[object, ...]
-    options: dict[str, object]  # constexprs by name, and num_warps
+    options: dict[str, object]  # constexprs by name, num_warps and num_stages
+    declared: Callable[[], Budget] | None = None
+
+    @property
+    def budget(self) -> Budget | None:
+        """What it moves and computes; None: every tensor of the arguments is read or written once."""
+        return None if self.declared is None else self.declared()
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        return (argument for argument in self.arguments if isinstance(argument, Tensor))
+
+    @property
+    def bytes(self) -> int:
+        """Read and written. What windows or programs read again comes from a cache."""
+        budget = self.budget
+        if budget is None:
+            return sum(tensor.nbytes for tensor in self.tensors)
+        return budget.read + budget.written
 
 
 _recording: ContextVar[tuple[Architecture, list[Call]] | None] = ContextVar("recording", default=None)
+_opaque: ContextVar[bool] = ContextVar("opaque", default=False)  # inside an op that torch.compile does not look into
 
 
 @contextmanager
@@ -98,10 +121,13 @@ class _Recorder:
         self._kernel, self._calls = kernel, calls
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: object, **options: object) -> None:
-            self._calls.append(Call(kernel=self._kernel, grid=grid, arguments=arguments, options=options))
+        return partial(self.launch, grid)
 
-        return launch
+    def launch(
+        self, grid: tuple[int, ...], *arguments: object, budget: Callable[[], Budget] | None = None, **options: object
+    ) -> None:
+        call = Call(kernel=self._kernel, grid=grid, arguments=arguments, options=options, declared=budget)
+        self._calls.append(call)
 
 
 def wrap_triton(kernel: Any) -> Any:  # noqa: ANN401 - a JITFunction, or what launches like one
@@ -109,24 +135,57 @@ def wrap_triton(kernel: Any) -> Any:  # noqa: ANN401 - a JITFunction, or what la
     recording = _recording.get()
     if recording is not None:
         return _Recorder(kernel, recording[1])
-    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
+    return kernel if INTERPRETED or _opaque.get() else torch.library.wrap_triton(kernel)
 
 
-def triton_op(name: str, *, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+def launch_kernel(
+    kernel: Any,  # noqa: ANN401 - a JITFunction
+    grid: tuple[int, ...],
+    *arguments: object,
+    budget: Callable[[], Budget],
+    **options: object,
+) -> None:
+    """Launch a kernel inside an opaque op, see `triton_op`, and where launches are recorded say what it moves.
+
+    The budget is asked for only where somebody wants it: not at each launch, nor of tensors of unknown sizes.
+    """
+    recording = _recording.get()
+    if recording is None:
+        kernel[grid](*arguments, **options)
+    else:
+        _Recorder(kernel, recording[1]).launch(grid, *arguments, budget=budget, **options)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # under each op, by its name: for who looks inside while it is recorded
+
+
+def triton_op(
+    name: str, *, mutates_args: tuple[str, ...] = (), opaque: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Register a function that launches kernels as an op of torch; it is its own fake implementation.
 
     torch.compile sees the kernels of a `torch.library.triton_op`. In the interpreter it cannot, and the op is opaque.
+    An op that orders its own work from end to end is opaque everywhere.
     """
 
     def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - a CustomOpDef
-        if not INTERPRETED:
+        FUNCTIONS[name] = function
+        if not (INTERPRETED or opaque):
             return torch.library.triton_op(name, function, mutates_args=mutates_args)
 
         def fake(*arguments: object) -> Any:  # noqa: ANN401 - what the op returns
-            with nullcontext() if _recording.get() else recorded("interpreter"):  # a list of launches goes on
+            with nullcontext() if _recording.get() else recorded():  # a list of launches goes on
                 return function(*arguments)
 
-        op = torch.library.custom_op(name, function, mutates_args=mutates_args)
+        def run(*arguments: object) -> Any:  # noqa: ANN401 - what the op returns
+            token = _opaque.set(True)
+            try:
+                return function(*arguments)
+            finally:
+                _opaque.reset(token)
+
+        schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+        op = torch.library.custom_op(name, run, mutates_args=mutates_args, schema=schema)
         op.register_fake(fake)
         return op
 
