@@ -41,9 +41,10 @@ def _outputs(program: Program, images: Tensor, labels: Tensor) -> dict[str, Tens
     """The output of each layer in the first step, in execution order, also of a compiled or captured program."""
     outputs: dict[str, Tensor] = {}
 
-    def observe(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output.detach().clone()
+    def observe(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            own = output if isinstance(output, Tensor) else output[0]  # then comes what the next layer starts from
+            outputs[name] = own.detach().clone()
 
         return hook
 

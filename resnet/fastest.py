@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Way = Callable[[Tensor, Tensor | None], Tensor]  # (x, residual) -> output, which may be written over the residual
+Way = Callable[[Tensor, Tensor | None], Any]  # (x, residual) -> output, which may be written over the residual
 Prepare = Callable[[], Way]  # packs what the way needs
 
+_CAPTURED = ("cuda",)  # devices that have graphs
 _TRIALS = 7  # timed runs of each way; the median decides
 _OTHER_LAYERS = {"cpu": 1 << 25, "cuda": 1 << 27}  # bytes: what they leave in the caches of that type of device
 
@@ -20,8 +21,14 @@ _OTHER_LAYERS = {"cpu": 1 << 25, "cuda": 1 << 27}  # bytes: what they leave in t
 class Fastest(nn.Module, ABC):
     """Base of such layers. `choice` names the way taken, `rejected` says by name why others were not tried further."""
 
+    captured = False  # by a CUDA graph later on: what launches cost the host then does not count
+
     def __init__(self) -> None:
         super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Choose anew at the next call."""
         self.choice = ""
         self.rejected: dict[str, str] = {}
         self._run: Way | None = None
@@ -37,7 +44,7 @@ class Fastest(nn.Module, ABC):
         Preparing, or the way itself, raises RuntimeError where it refuses the layer or the input.
         """
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:  # noqa: ANN401 - a tensor, unless a layer says so
         """x [N, C, H, W] and residual [N, K, H', W'], channels_last -> [N, K, H', W'].
 
         The output may be written over the residual, which saves a buffer and its trip to memory.
@@ -48,10 +55,14 @@ class Fastest(nn.Module, ABC):
 
     def _choose(self, x: Tensor, residual: Tensor | None) -> Way:
         """Measure the ways on this input; the one with the smallest median time wins, the others are let go."""
+        ways = self.ways(x)
+        if len(ways) == 1:
+            ((self.choice, prepare),) = ways.items()
+            return prepare()
         target = None if residual is None else residual.clone()  # the trials write over it
         ready: dict[str, Way] = {}
         refusal: RuntimeError | None = None
-        for name, prepare in self.ways(x).items():
+        for name, prepare in ways.items():
             try:
                 way = prepare()
                 way(x, target)
@@ -66,7 +77,10 @@ class Fastest(nn.Module, ABC):
             assert refusal is not None  # noqa: S101 - every layer has a way
             raise refusal
         inputs = [x] if target is None else [x, target]
-        medians = _medians_ms({name: partial(way, x, target) for name, way in ready.items()}, inputs)
+        calls: dict[str, Callable[[], object]] = {name: partial(way, x, target) for name, way in ready.items()}
+        if self.captured and x.device.type in _CAPTURED:
+            calls = _replays(calls)
+        medians = _medians_ms(calls, inputs)
         self.choice = min(medians, key=lambda name: medians[name])
         return ready[self.choice]
 
@@ -80,7 +94,19 @@ def choices(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _medians_ms(calls: Mapping[str, Callable[[], Tensor]], inputs: list[Tensor]) -> dict[str, float]:
+def _replays(calls: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """The same calls, which have run before, as CUDA graphs: they never run at a time, and share their memory."""
+    memory = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+    found: dict[str, Callable[[], object]] = {}
+    for name, call in calls.items():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory):
+            call()
+        found[name] = graph.replay
+    return found
+
+
+def _medians_ms(calls: Mapping[str, Callable[[], object]], inputs: list[Tensor]) -> dict[str, float]:
     """Median time of each call, taken in turns, so that a drift of the machine meets all alike.
 
     With cold caches but for the inputs, as in a network: the layer before has just run, and since the last call of this

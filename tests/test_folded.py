@@ -177,7 +177,8 @@ class Prepared:
         self.alive.add(self)
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        return self.way(x, residual)
+        out: Tensor = self.way(x, residual)
+        return out
 
 
 def test_only_what_the_chosen_way_prepared_is_kept(

@@ -280,7 +280,7 @@ def test_a_row_says_what_it_needs(path: Path) -> None:
     assert path.modes
     assert ("c++ compiler" in path.needs) == (path.compile_mode is not None)
     if path.cuda_graph or path.compile_mode == "reduce-overhead":
-        assert ("cuda for timing" if path.fuse else "cuda") in path.needs
+        assert ("cuda for timing" if path.fuse or path.products else "cuda") in path.needs
     if path.fold:
         assert path.modes == ("infer",)
     assert bool(path.cpu_reason) == (path.cpu_modes is not None)
