@@ -48,20 +48,20 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
             ValueError: as `nn.BatchNorm2d` does, e.g. for one value a channel in training.
             RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
         """
-        batch = self._normalises_by_batch()
-        if z is not None and z_norm is not None and z_norm._normalises_by_batch() != batch:
+        batch = self.normalises_by_batch()
+        if z is not None and z_norm is not None and z_norm.normalises_by_batch() != batch:
             z, z_norm = z_norm._alone(z), None
-        norm = None if z_norm is None else z_norm._norm()
-        y, statistics = bn_act(x, self._norm(), z, norm, training=batch, relu=self.activation == "relu")
-        self._track(x, statistics[:2])
+        norm = None if z_norm is None else z_norm.norm()
+        y, statistics = bn_act(x, self.norm(), z, norm, training=batch, relu=self.activation == "relu")
+        self.track(values(x), statistics[:2])
         if z is not None and z_norm is not None:
-            z_norm._track(z, statistics[2:])
+            z_norm.track(values(z), statistics[2:])
         return y
 
     def pool(self, x: Tensor) -> Tensor:
         """max_pool2d(relu(bn(x)), 3, stride=2, padding=1): [N, C, H, W] -> [N, C, ceil(H / 2), ceil(W / 2)]."""
-        y, statistics = bn_pool(x, self._norm(), training=self._normalises_by_batch())
-        self._track(x, statistics)
+        y, statistics = bn_pool(x, self.norm(), training=self.normalises_by_batch())
+        self.track(values(x), statistics)
         return y
 
     def into(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -72,15 +72,15 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         one (bias, other padding than by zeros, hooks), or casts its input.
         """
         rebuilt = self.rebuild and torch.is_grad_enabled() and self.activation == "relu" and x.numel() > 0
-        if not (rebuilt and _is_plain(conv)):
+        if not (rebuilt and is_plain(conv)):
             return cast("Tensor", conv(self(x)))
         weight = conv.weight
-        if torch.is_autocast_enabled(x.device.type):
+        if autocasts(x):
             weight = weight.to(torch.get_autocast_dtype(x.device.type))
         if weight.dtype != x.dtype:
             return cast("Tensor", conv(self(x)))
-        out, statistics = bn_act_conv(x, self._norm(), conv, weight, training=self._normalises_by_batch())
-        self._track(x, statistics)
+        out, statistics = bn_act_conv(x, self.norm(), conv, weight, training=self.normalises_by_batch())
+        self.track(values(x), statistics)
         return out
 
     def extra_repr(self) -> str:
@@ -89,31 +89,47 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
 
     def _alone(self, x: Tensor) -> Tensor:
         """bn(x)."""
-        y, statistics = bn_act(x, self._norm(), training=self._normalises_by_batch(), relu=False)
-        self._track(x, statistics)
+        y, statistics = bn_act(x, self.norm(), training=self.normalises_by_batch(), relu=False)
+        self.track(values(x), statistics)
         return y
 
-    def _norm(self) -> Norm:
+    def norm(self) -> Norm:
+        """As kernels take it."""
         return Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
-    def _normalises_by_batch(self) -> bool:
+    def normalises_by_batch(self) -> bool:
+        """Whether by the statistics of the batch, else by the running ones."""
         return self.training or self.running_mean is None
 
-    def _track(self, x: Tensor, statistics: Tensor) -> None:
-        """Update the running statistics by those of the batch, where `nn.BatchNorm2d` does."""
+    def track(self, count: int, statistics: Tensor) -> None:
+        """Update the running statistics, where `nn.BatchNorm2d` does, by those of a batch of `count` values a channel.
+
+        Args:
+            count: N * H * W.
+            statistics: [2, C], mean and biased variance; not looked at for an empty batch.
+        """
         if not (self.training and self.track_running_stats):
             return
         mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if mean is None or var is None or batches is None:
             return
-        if x.numel() == 0:
+        if count == 0:
             batches.add_(1)
             return
-        count = x.numel() // x.shape[1]
         update_running_statistics(mean, var, batches, statistics.detach(), self.momentum, count)
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x is. torch has none for tensors without data, and refuses the question."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def values(x: Tensor) -> int:
+    """Of a channel of x [N, C, H, W]."""
+    return x.numel() // x.shape[1]
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
     """Whether a convolution does nothing but convolve, with padding by a number of zeros."""
     zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return type(conv) is nn.Conv2d and conv.bias is None and zeros and not has_hooks(conv)

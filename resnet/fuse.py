@@ -9,73 +9,11 @@ import copy
 import warnings
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnet.batch_norm_act import FusedBatchNormAct2d, has_hooks
-
-
-class FusedBasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; ReLU and residual add are part of the BatchNorms."""
-
-    conv1: nn.Conv2d
-    bn1: FusedBatchNormAct2d
-    conv2: nn.Conv2d
-    bn2: FusedBatchNormAct2d
-    downsample: nn.Sequential | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the plain block."""
-        out = self.bn1.into(self.conv2, self.conv1(x))
-        return _end_of_block(self.bn2, out, x, self.downsample)
-
-
-class FusedBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; ReLU and residual add are part of the BatchNorms."""
-
-    conv1: nn.Conv2d
-    bn1: FusedBatchNormAct2d
-    conv2: nn.Conv2d
-    bn2: FusedBatchNormAct2d
-    conv3: nn.Conv2d
-    bn3: FusedBatchNormAct2d
-    downsample: nn.Sequential | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the plain block."""
-        out = self.bn1.into(self.conv2, self.conv1(x))
-        out = self.bn2.into(self.conv3, out)
-        return _end_of_block(self.bn3, out, x, self.downsample)
-
-
-class FusedResNet(nn.Module):
-    """A residual network whose stem pools while it normalises."""
-
-    conv1: nn.Conv2d
-    bn1: FusedBatchNormAct2d
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-    avgpool: nn.AdaptiveAvgPool2d
-    fc: nn.Linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> logits [N, classes]."""
-        x = self.bn1.pool(self.conv1(x))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
-        return logits
-
-
-def _end_of_block(norm: FusedBatchNormAct2d, out: Tensor, x: Tensor, downsample: nn.Sequential | None) -> Tensor:
-    if downsample is None:
-        y: Tensor = norm(out, x)
-    else:
-        projection, its_norm = downsample
-        y = norm(out, projection(x), its_norm)
-    return y
-
+from resnet.fused_blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
+from resnet.gram_bottleneck import GramBottleneck, obstacle
 
 FUSED: dict[str, type[nn.Module]] = {
     f"{package}.{name}": fused
@@ -86,7 +24,7 @@ _FUSED_TYPES = tuple(set(FUSED.values()))
 _PLAIN_TYPE = "_plain_type"  # attribute of a fused module
 
 
-def fuse(model: nn.Module, *, rebuild: bool = False) -> nn.Module:
+def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.Module:
     """The same network with fused blocks: a new tree of modules over the same parameters and buffers.
 
     A module with anything that fusing would pass over (another normalisation, hooks on a ReLU, another pooling) stays
@@ -95,9 +33,11 @@ def fuse(model: nn.Module, *, rebuild: bool = False) -> nn.Module:
     Args:
         model: a ResNet of ours or of torchvision, or any module that holds their blocks. It is left as it is.
         rebuild: keep no outputs inside blocks for the backward pass, see `FusedBatchNormAct2d.into`.
+        gram: make each bottleneck one node that never writes its widest tensors, see `kernels.bottleneck`. Those that
+            cannot be are fused layer by layer, and named in the warning.
     """
     twin = _twin(model)
-    left = []
+    left, layer_by_layer = [], []
     for name, module in twin.named_modules():
         fused = FUSED.get(f"{type(module).__module__}.{type(module).__qualname__}")
         if fused is None:
@@ -107,10 +47,18 @@ def fuse(model: nn.Module, *, rebuild: bool = False) -> nn.Module:
             left.append(f"{name or type(module).__name__} ({reason})")
         else:
             _become(module, fused, rebuild=rebuild)
+            if gram and fused is FusedBottleneck:
+                why = obstacle(module)
+                if why:
+                    layer_by_layer.append(f"{name or type(module).__name__} ({why})")
+                else:
+                    module.__class__, module.__dict__["rebuild"] = GramBottleneck, rebuild
     if not any(isinstance(module, _FUSED_TYPES) for module in twin.modules()):
         left.append(f"{type(model).__name__} (none of its modules is a block that fuse knows)")
     if left:
         warnings.warn(f"not fused: {', '.join(left)}", stacklevel=2)
+    if layer_by_layer:
+        warnings.warn(f"fused layer by layer: {', '.join(layer_by_layer)}", stacklevel=2)
     return twin
 
 

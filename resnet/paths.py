@@ -18,8 +18,10 @@ class Path:
     summary: str
     channels_last: bool = True
     fuse: bool = False  # BatchNorm, ReLU and residual add by kernels of our own
+    gram: bool = False  # with fuse: bottleneck blocks never write their widest tensors
     rebuild: bool = False  # with fuse: outputs inside blocks are not kept for backward but made again
     fold: bool = False  # fold BatchNorm into the convolutions, then fuse their ReLU and residual add
+    products: bool = False  # with fold: 1x1 convolutions by kernels of our own as well, chained where that is faster
     compile_mode: str | None = None  # torch.compile(mode=...)
     freeze: bool = False  # inference: Inductor's freezing, weights as constants
     cuda_graph: bool = False  # capture the whole step, on CUDA; elsewhere it runs as it is
@@ -88,10 +90,43 @@ PATHS: tuple[Path, ...] = (
         needs=("cuda for timing",),
     ),
     Path(
+        name="gram",
+        summary="`triton`, with bottleneck blocks that never write their widest tensors: statistics from Gram matrices",
+        fuse=True,
+        gram=True,
+        needs=("cuda for timing",),
+    ),
+    Path(
+        name="gram-cuda-graph",
+        summary="`gram`, the whole step captured as one CUDA graph",
+        fuse=True,
+        gram=True,
+        cuda_graph=True,
+        needs=("cuda for timing",),
+    ),
+    Path(
+        name="gram-rebuild",
+        summary="`gram`, with outputs inside blocks made again in backward: less memory, more work",
+        fuse=True,
+        gram=True,
+        rebuild=True,
+        modes=("train",),
+        needs=("cuda for timing",),
+    ),
+    Path(
         name="folded",
         summary="channels_last, BatchNorm folded into the convolutions, ReLU and residual add fused into them",
         fold=True,
         modes=("infer",),
+    ),
+    Path(
+        name="folded-triton",
+        summary="`folded`, 1x1 convolutions also by products in Triton, chained from block to block; one CUDA graph",
+        fold=True,
+        products=True,
+        cuda_graph=True,
+        modes=("infer",),
+        needs=("cuda for timing",),
     ),
 )
 

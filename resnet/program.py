@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from resnet.fastest import choices
 from resnet.folded import fold
+from resnet.folded_triton import fold_into_products
 from resnet.fuse import fuse
 from resnet.model import ResNet
 from resnet.paths import Path
@@ -52,9 +53,9 @@ class Program:
         self.layout = layout
         self.model: nn.Module = model
         if path.fold:
-            self.model = fold(model, _AUTOCAST_DTYPE.get(precision, dtype))
+            self.model = (fold_into_products if path.products else fold)(model, _AUTOCAST_DTYPE.get(precision, dtype))
         elif path.fuse:
-            self.model = fuse(model, rebuild=path.rebuild)
+            self.model = fuse(model, rebuild=path.rebuild, gram=path.gram)
         self.network = self._compile()
         self.optimizer: torch.optim.SGD | None = None
         if mode == "train":

@@ -299,8 +299,8 @@ def test_parity_checks_everything_and_keeps_nothing(fake: FakeRunner, directory:
     assert {case.kind for case in plan.cases} == {"parity"}
     assert {case.precision for case in plan.cases} == {"fp32", "tf32", "bf16", "fp16"}
     assert {(case.model, case.image_size, case.batch_size, case.device) for case in plan.cases} == {
-        ("resnet18", 64, 4, "cpu")
-    }
+        ("resnet18", 64, 4, "cpu"), ("resnet50", 64, 4, "cpu"),
+    }  # fmt: skip
     assert list(directory.iterdir()) == []
 
 

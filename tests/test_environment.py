@@ -257,8 +257,9 @@ def test_what_a_cpu_machine_with_a_compiler_runs(monkeypatch: pytest.MonkeyPatch
     }
     both = {(name, mode) for name in ("eager", "channels_last", "compile") for mode in ("train", "infer")}
     timed = both | {("compile-max-autotune", "infer"), ("folded", "infer")}
-    fused = ("triton", "triton-compile", "triton-cuda-graph")
-    checked = {(name, mode) for name in fused for mode in ("train", "infer")} | {("triton-rebuild", "train")}
+    fused = ("triton", "triton-compile", "triton-cuda-graph", "gram", "gram-cuda-graph")
+    checked = {(name, mode) for name in fused for mode in ("train", "infer")}
+    checked |= {(name, "train") for name in ("triton-rebuild", "gram-rebuild")} | {("folded-triton", "infer")}
     assert runs == timed | checked
     for name, mode in runs:
         assert bool(why_untimed(case(mode=mode, path=name), PATHS_BY_NAME[name])) == ((name, mode) in checked)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from resnet.batch_norm_act import FusedBatchNormAct2d
-from resnet.fuse import FUSED, FusedBasicBlock, FusedBottleneck, FusedResNet, fuse, unfuse
+from resnet.fuse import FUSED, fuse, unfuse
+from resnet.fused_blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
 from resnet.model import build_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
