@@ -17,7 +17,11 @@ from bench.progress import bar
 # Those of kernels.runtime and kernels.audit, which import torch; a test keeps them equal.
 ARCHS = ("sm_80", "sm_90", "sm_100")
 DTYPES = ("fp32", "bf16", "fp16")
-FORMS = ("bn", "bn+relu", "bn+residual+relu", "dual", "stem", "running statistics")
+FORMS = (
+    "bn", "bn+relu", "bn+residual+relu", "dual", "stem",
+    "bottleneck", "bottleneck+projection", "bottleneck+downsampling",
+    "running statistics",
+)  # fmt: skip
 
 EXITS = {
     Exit.VALID: "every kernel is as it should be",
@@ -42,6 +46,7 @@ class CompilerDied(click.ClickException):
         "resbench audit",
         "resbench audit --arch sm_90 --dtypes bf16",
         "resbench audit --arch sm_90,sm_100 --forms stem --shape 512,64,112,112",
+        "resbench audit --arch sm_90 --forms bottleneck --shape 64,2048,7,7",
         "resbench audit --csv audit.csv",
         exits=EXITS,
     )
@@ -71,11 +76,11 @@ def audit(
 ) -> None:
     """Compile every Triton kernel for sm_80, sm_90 and sm_100, without a GPU, and see what came out.
 
-    Forward and backward, training and evaluation, channels_last and NCHW. A line of the table is the worst of its
-    compilations: the most registers of a thread, bytes that it spills and bytes of its stack, the most shared memory of
-    a program, the widest load and store, the narrowest main one, and the lowest occupancy. Main accesses are those of
-    activations whose layout allows 128 bits. A spill, a narrower main access and more shared memory than the
-    architecture gives a program are faults.
+    Forward and backward, training and evaluation, channels_last and NCHW (bottlenecks: channels_last, and fp32 also in
+    TF32). A line of the table is the worst of its compilations: the most registers of a thread, bytes that it spills
+    and bytes of its stack, the most shared memory of a program, the widest load and store, the narrowest main one, and
+    the lowest occupancy. Main accesses are those of activations whose layout allows 128 bits. A spill, a narrower main
+    access and more shared memory than the architecture gives a program are faults.
     """
     for option, given, allowed in (("--arch", archs, ARCHS), ("--dtypes", dtypes, DTYPES), ("--forms", forms, FORMS)):
         if unknown := [name for name in given if name not in allowed]:

@@ -4,18 +4,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import get_args
 
 import torch
 from triton.errors import TritonError
 
 from bench import environment
 from bench.isolation import announce, describe, serve
-from bench.kernel_ops import Launched, filled, floor_bytes, launches, operands_of, ops
+from bench.kernel_ops import (
+    Function,
+    Launched,
+    directions,
+    filled,
+    floor_bytes,
+    function_of,
+    launches,
+    middle_convolution,
+    operands_of,
+    ops,
+    oracle_of,
+)
 from bench.kernel_parity import check
 from bench.kernel_timing import (
     Calls,
-    Function,
     Timed,
     backward_calls,
     by_turns,
@@ -30,11 +40,10 @@ from bench.kernel_timing import (
     sets,
 )
 from bench.kernel_types import Contender, Direction, Op, Outcome, Request, Row, Survey
-from bench.limits import copy_rate
+from bench.limits import measure_ceilings
 from bench.requirements import INTERPRETED_REASON
-from bench.types import Ceilings, Device
+from bench.types import Device
 from kernels.runtime import INTERPRETED, architecture
-from kernels.table import KERNELS_BY_NAME
 
 SECONDS: dict[Device, float] = {"cuda": 0.3, "cpu": 0.5}  # of sampling, per row
 COUNTED_ARCHITECTURE = "sm_90"  # whose launches tell the bytes where there is no GPU
@@ -55,13 +64,12 @@ def survey(request: Request) -> Survey | str:
     except ValueError as error:
         return str(error)
     announce("a large copy")
-    with torch.inference_mode():
-        copied = copy_rate(device)
+    multiplied = any(op.block for op in found) and not INTERPRETED
     return Survey(
         request=wanted,
         device=device,
         environment=facts,
-        ceilings=Ceilings(copy_bytes_per_s=copied, matmul_flops_per_s={}),
+        ceilings=measure_ceilings(device, wanted.dtypes if multiplied else ()),
         cache_bytes=cache_bytes(device),
         architecture=COUNTED_ARCHITECTURE if INTERPRETED else architecture().name,
         seconds=SECONDS[device],
@@ -78,34 +86,50 @@ def serve_ops(where: Survey, wanted: tuple[Op, ...]) -> None:
 
 
 def measure(op: Op, where: Survey) -> Outcome:
-    """Parity, then times where it passed. What breaks a contender is part of its row; what breaks more is raised."""
+    """Parity, then times where it passed. What breaks a contender is part of its row; what breaks more is raised.
+
+    Where its kernels cannot be timed, a block is only checked: its convolutions take too long for what they would tell.
+    """
     began = perf_counter()
     verdict = check(op, where.device)
-    form = KERNELS_BY_NAME[op.form]
-    functions: Functions = {"fused": form.run, "eager": form.oracle, "compile": compiled(form.oracle)}
+    oracle = oracle_of(op)
+    functions: Functions = {"fused": function_of(op), "eager": oracle, "compile": compiled(oracle)}
     rows: list[Row] = []
-    for direction in get_args(Direction):
-        launched = launches(op, where.architecture if where.why_untimed else None)[direction]
-        whole, *parts = _rows(op, direction, launched)
-        if verdict.passed:
-            whole = _sampled(whole, _calls(op, direction, functions, where), where)
-            parts = [_launch_sampled(part, launch, where) for part, launch in zip(parts, launched, strict=True)]
-        rows += [whole, *parts]
+    with torch.set_grad_enabled("backward" in directions(op)):
+        for direction, launched in launches(op, where.architecture if where.why_untimed else None).items():
+            whole, *parts = _rows(op, direction, launched)
+            if op.block and where.why_untimed:
+                whole, *parts = (replace(row, untimed={"fused": where.why_untimed}) for row in (whole, *parts))
+            elif verdict.passed:
+                whole = _sampled(whole, _calls(op, direction, functions, where), where)
+                parts = [_launch_sampled(part, launch, where) for part, launch in zip(parts, launched, strict=True)]
+            rows += [whole, *parts]
     return Outcome(op=op, check=verdict, rows=tuple(rows), seconds=perf_counter() - began)
 
 
 def _rows(op: Op, direction: Direction, launched: Sequence[Launched]) -> list[Row]:
     """The whole call, then each of its launches, without times."""
-    tensor_bytes = operands_of(op, "meta").x.nbytes
-    moved = sum(launch.bytes for launch in launched)
-    row = Row(direction=direction, tensor_bytes=tensor_bytes, bytes=moved, floor_bytes=floor_bytes(op, direction))
-    return [row, *(replace(row, launch=launch.kind, bytes=launch.bytes, floor_bytes=None) for launch in launched)]
+    between = middle_convolution(op, direction)
+    row = Row(
+        direction=direction,
+        tensor_bytes=operands_of(op, "meta").x.nbytes,
+        bytes=sum(launch.bytes for launch in launched) + between.read + between.written,
+        flops=sum(launch.flops for launch in launched) + between.flops,
+        floor_bytes=floor_bytes(op, direction),
+    )
+    return [
+        row,
+        *(
+            replace(row, launch=launch.kind, bytes=launch.bytes, flops=launch.flops, floor_bytes=None)
+            for launch in launched
+        ),
+    ]
 
 
 def _calls(op: Op, direction: Direction, functions: Functions, where: Survey) -> Makers:
     """What makes the calls of each contender, all on the same operands."""
     operands = operands_of(op, where.device)
-    read = sum(tensor.nbytes for tensor in (operands.x, operands.z) if tensor is not None)
+    read = sum(tensor.nbytes for tensor in operands.differentiable())
     copies = rotated(operands, sets(read, where.cache_bytes))
     make = forward_calls if direction == "forward" else backward_calls
     return {name: partial(make, function, copies, training=op.mode == "train") for name, function in functions.items()}

@@ -31,15 +31,21 @@ _EXITS = {
     epilog=epilog(
         "resbench kernels",
         "resbench kernels --depths 50 --forms dual,stem --dtypes bf16,fp32",
+        "resbench kernels --depths 50 --forms bottleneck,bottleneck+downsampling",
         "resbench kernels --shape 256,64,56,56 --shape 32,512,7,7 --mode eval",
         "resbench kernels --budget 8m --out reports/kernels-h200",
         "resbench kernels --search --depths 50",
         exits=_EXITS,
     )
 )
-@click.option("--depths", type=numbers, help="Whose BatchNorms. [default: 50,18, or none beside --shape]")
+@click.option("--depths", type=numbers, help="Whose layers. [default: 50,18, or none beside --shape]")
 @shape_option("Another shape of x, in every form; can be repeated.")
-@click.option("--forms", type=names, help="Of bn, bn+relu, bn+residual+relu, dual, stem. [default: all]")
+@click.option(
+    "--forms",
+    type=names,
+    help="Of bn, bn+relu, bn+residual+relu, dual, stem, bottleneck, bottleneck+projection, bottleneck+downsampling. "
+    "[default: all]",
+)
 @click.option("--dtypes", type=names, default="bf16", show_default=True, help="Of fp32, bf16, fp16.")
 @click.option(
     "--mode",
@@ -55,7 +61,11 @@ _EXITS = {
     "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: the GPU where there is one]"
 )
 @click.option("--budget", type=duration, help="End within about this time, e.g. 8m, with what is measured by then.")
-@click.option("--search", is_flag=True, help="Instead, try other tiles on a GPU and print those to paste into TILES.")
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Instead, try other tiles of passes over tensors on a GPU and print those to paste into TILES.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -81,12 +91,14 @@ def kernels(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Time the fused BatchNorm kernels beside eager, torch.compile and copies.
+    """Time the fused BatchNorms and bottlenecks beside eager, torch.compile and copies.
 
     Every form at every shape that resnet18 and resnet50 have, forward and backward, after a check of its parity: time,
-    bytes, and the share of the rate of a large copy; on a GPU each launch alone too. Writes a report with a picture.
+    bytes, and the share of the rate of a large copy; on a GPU each launch alone too, beside its roofline. A bottleneck
+    in evaluation mode runs forward alone, without gradients. Writes a report with a picture.
 
-    Without a GPU, parity and bytes are those of the kernels, and eager, torch.compile and copies are timed on the CPU.
+    Without a GPU, parity and bytes are those of the kernels, and eager, torch.compile and copies are timed on the CPU;
+    bottlenecks are only checked there.
     """
     output = Output(quiet=quiet, as_json=as_json)
     request = Request(

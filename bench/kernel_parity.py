@@ -9,19 +9,17 @@ a maximum: such a value has a wrong gradient in a right program. The few largest
 eager's as well. What is wrong in a formula shows in far more values.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from bench.kernel_ops import mapped, operands_of
+from bench.kernel_ops import Function, directions, function_of, mapped, operands_of, oracle_of
 from bench.kernel_types import Check, Op
 from bench.limits import DTYPES
 from bench.parity import CEILING, relative_error
 from bench.types import Device, TensorError
+from kernels.bottleneck_forms import BlockOperands
 from kernels.kernel import Operands
 from kernels.runtime import INTERPRETED
-from kernels.table import KERNELS_BY_NAME
 
 MULTIPLIER = 3.0  # another order of summation, or another point of rounding
 ROUNDINGS = {  # in units of eps, for tensors where eager is lucky
@@ -29,23 +27,22 @@ ROUNDINGS = {  # in units of eps, for tensors where eager is lucky
     "bf16": 1.0,  # only the result is rounded
     "fp16": 1.0,
 }
+BLOCK_ROUNDINGS = ROUNDINGS | {"fp32": 32.0}  # of a whole block: three BatchNorms, each with sums of sums before it
 _SEED, _GRADIENT_SEED = 1, 2  # not that of the operands which are timed; a gradient like x would give no dx
 _SET_ASIDE = 2**18  # one value of so many, and a few more
 _INTERPRETED_ELEMENTS = 2**19  # of x: what Triton's interpreter does in less than a second
 _FEWEST_IMAGES = 2  # BatchNorm sums over images too
 
-Function = Callable[[Operands, bool], Tensor]
-
 
 def check(op: Op, device: Device) -> Check:
-    """The verdict over y and every gradient, on fresh inputs; in the interpreter at a batch that it can do."""
-    row, training = KERNELS_BY_NAME[op.form], op.mode == "train"
+    """The verdict over y and every gradient that there is, on fresh inputs; in the interpreter at a batch it can do."""
     batch_size = _interpreted_batch(op) if INTERPRETED else op.shape[0]
     operands = operands_of(op, device, batch_size=batch_size, seed=_SEED)
     exact = mapped(operands, Tensor.double)
-    reference = _results(row.oracle, exact, training)
-    fused, eager = (_results(function, operands, training) for function in (row.run, row.oracle))
-    floor = ROUNDINGS[op.dtype] * torch.finfo(DTYPES[op.dtype]).eps
+    with torch.set_grad_enabled("backward" in directions(op)):
+        reference = _results(oracle_of(op), exact, op)
+        fused, eager = (_results(function, operands, op) for function in (function_of(op), oracle_of(op)))
+    floor = (BLOCK_ROUNDINGS if op.block else ROUNDINGS)[op.dtype] * torch.finfo(DTYPES[op.dtype]).eps
     found = []
     for name, ref in reference.items():
         eager_error = error(eager[name], ref)
@@ -75,14 +72,14 @@ def _interpreted_batch(op: Op) -> int:
     return min(n, max(_FEWEST_IMAGES, _INTERPRETED_ELEMENTS // (channels * height * width)))
 
 
-def _results(function: Function, operands: Operands, training: bool) -> dict[str, Tensor]:
+def _results(function: Function, operands: Operands | BlockOperands, op: Op) -> dict[str, Tensor]:
     """y and the gradient of every operand that has one, by name."""
-    y = function(operands, training)
+    y = function(operands, op.mode == "train")
+    if "backward" not in directions(op):
+        return {"y": y}
     generator = torch.Generator(y.device).manual_seed(_GRADIENT_SEED)
     # a mean far from zero, or the terms with sums over all rows would hardly count
     dy = (torch.randn(y.shape, generator=generator, device=y.device) + 1.0).to(operands.x.dtype)
     dy = dy.contiguous(memory_format=torch.channels_last)
-    names = ["dx", *(["dz"] if operands.z is not None else []), "dweight", "dbias"]
-    names += ["dweight of z", "dbias of z"] if operands.z_norm is not None else []
     gradients = torch.autograd.grad(y, operands.differentiable(), dy)
-    return {"y": y, **dict(zip(names, gradients, strict=True))}
+    return {"y": y, **{f"d{name}": of for name, of in zip(operands.named(), gradients, strict=True)}}

@@ -49,12 +49,12 @@ def search(request: Request, budget_s: float | None) -> list[Trial] | str:
 
 
 def representatives(wanted: Sequence[Op], name: str | None) -> dict[Pass, list[Op]]:
-    """For each kind of pass the ops whose launches of it move most, least and the middle."""
-    moved: dict[Pass, dict[Op, int]] = {}
+    """For each kind of pass the ops whose launches of it move most, least and the middle. Products are none."""
+    moved: dict[str, dict[Op, int]] = {}
     for op in wanted:
         for launch in (launch for launched in launches(op, name).values() for launch in launched):
             moved.setdefault(launch.kind, {})[op] = launch.bytes
-    return {kind: _spread(sorted(of, key=lambda op: -of[op])) for kind, of in moved.items()}
+    return {kind: _spread(sorted(moved[kind], key=lambda op: -moved[kind][op])) for kind in TILES if kind in moved}
 
 
 def _spread(ordered: list[Op]) -> list[Op]:

@@ -15,13 +15,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.kernel_ops import mapped
+from bench.kernel_ops import Function, Of, mapped
 from bench.kernel_types import Contender
 from bench.limits import MIB
 from bench.memory import freed_is_kept
 from bench.timing import CLOCKS, Step
 from bench.turns import Turn, take
 from bench.types import Device, Rounds, Settings
+from kernels.bottleneck_forms import BlockOperands
 from kernels.kernel import Operands
 from kernels.runtime import Call
 
@@ -34,7 +35,6 @@ CACHES_TO_EXCEED = 2
 MOST_SETS = 256  # tensors so small that more would be needed are none of a network's at a useful batch
 FALLBACK_CACHE = 2**26  # bytes, where the system does not tell its caches
 
-Function = Callable[[Operands, bool], Tensor]
 Calls = Sequence[Callable[[], object]]  # one for each set of operands
 
 
@@ -75,7 +75,7 @@ def _kibibytes(text: str) -> int:
     return int(text.strip().removesuffix("K"))
 
 
-def rotated(operands: Operands, number: int) -> list[Operands]:
+def rotated(operands: Of, number: int) -> list[Of]:
     """Copies of operands, each in memory of its own."""
     return [mapped(operands, torch.Tensor.clone) for _ in range(number)]
 
@@ -102,12 +102,12 @@ def quiet_device(device: Device) -> Iterator[None]:
             yield
 
 
-def forward_calls(function: Function, operands: Sequence[Operands], *, training: bool) -> Calls:
-    """As in a training step: with all that autograd keeps."""
+def forward_calls(function: Function, operands: Sequence[Operands | BlockOperands], *, training: bool) -> Calls:
+    """As in a training step, with all that autograd keeps, where gradients are enabled."""
     return [partial(function, of, training) for of in operands]
 
 
-def backward_calls(function: Function, operands: Sequence[Operands], *, training: bool) -> Calls:
+def backward_calls(function: Function, operands: Sequence[Operands | BlockOperands], *, training: bool) -> Calls:
     """The gradients of everything that has one. What the forward pass kept is kept on, so that it can run again."""
     calls = []
     for of in operands:

@@ -1,7 +1,7 @@
 """The nouns of the kernel bench, as frozen data: standard library only, shared by the parent and the workers.
 
-An **op** is one fused form (a row of `kernels.table.KERNELS`) at one shape, dtype and mode. A **row** is what is timed
-of it: its forward or its backward call as a whole, or one launch of these alone.
+An **op** is one fused form (a row of `kernels.table.FORMS`) at one shape, dtype and mode. A **row** is what is timed of
+it: its forward or its backward call as a whole, or one launch of these alone.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,11 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 KernelMode = Literal["train", "eval"]
 Direction = Literal["forward", "backward"]
 Contender = Literal["fused", "eager", "compile", "copy"]
+
+
+def is_block(form: str) -> bool:
+    """Whether a form is a whole block (of `kernels.bottleneck_forms.BLOCKS`) and not a BatchNorm."""
+    return form.startswith("bottleneck")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,10 @@ class Op:
     layers: dict[str, int] = field(default_factory=dict, hash=False)  # by model; none: for comparison, or asked for
 
     @property
+    def block(self) -> bool:
+        return is_block(self.form)
+
+    @property
     def key(self) -> str:
         """E.g. `bn+relu-256x64x56x56-bf16-train`."""
         return f"{self.form}-{'x'.join(map(str, self.shape))}-{self.dtype}-{self.mode}"
@@ -54,7 +63,7 @@ class Survey:
     request: Request  # with nothing left out
     device: Device
     environment: Environment
-    ceilings: Ceilings  # of a large copy alone
+    ceilings: Ceilings  # of a large copy; and where blocks are timed, of products in the dtypes of the request
     cache_bytes: int  # of the last cache before memory
     architecture: str  # whose launches the bytes are those of
     seconds: float  # of sampling, per row
@@ -67,10 +76,11 @@ class Row:
     """What was timed, and the bytes that it moves."""
 
     direction: Direction
-    launch: str = ""  # the kind of pass (`kernels.launch.Pass`) of one launch; empty: the whole call
+    launch: str = ""  # one launch: its kind of pass (`kernels.launch.Pass`) or its kernel; empty: the whole call
     tensor_bytes: int  # of x, for comparison with the cache
-    bytes: int  # that the launches of the fused op read and write
-    floor_bytes: int | None = None  # the least for a tensor that no cache holds; None for one launch
+    bytes: int  # that the fused op reads and writes
+    flops: int = 0  # of its products of matrices
+    floor_bytes: int | None = None  # the least for a tensor that no cache holds; None for a block and for one launch
     rounds: dict[Contender, Rounds] = field(default_factory=dict)  # ms of one call; in a round each has one turn
     untimed: dict[Contender, str] = field(default_factory=dict)  # why not, where this machine cannot
     failures: dict[Contender, str] = field(default_factory=dict)  # what went wrong

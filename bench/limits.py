@@ -1,6 +1,6 @@
 """The least work of a case, and what this device was measured to reach: the two sides of a floor. Worker side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from itertools import pairwise
 from statistics import median
@@ -98,17 +98,19 @@ def activation_bytes(model: str, batch_size: int, image_size: int, width: int) -
     return _saved_elements(model, image_size) * batch_size // COUNTED_BATCH * width
 
 
-def measure_ceilings(device: Device) -> Ceilings:
+def measure_ceilings(device: Device, wanted: Iterable[str] | None = None) -> Ceilings:
     """Rates of a copy and of products on this device, a few seconds in all; medians, on random inputs.
 
     Copy: bytes read plus bytes written, with buffers much larger than the caches. Products: the better of a large
-    square matrix product and a large 3x3 convolution, because on CPU convolutions can be the faster of the two. Only
-    the precisions that the device runs are measured. The precision flags of torch are put back afterwards.
+    square matrix product and a large 3x3 convolution, because on CPU convolutions can be the faster of the two. Of the
+    wanted precisions, by default all, only those are measured that the device runs. The precision flags of torch are
+    put back afterwards.
     """
+    precisions = [name for name in _precisions(device) if wanted is None or name in wanted]
     flags = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
     try:
         with torch.inference_mode():
-            rates: dict[str, float] = {precision: product_rate(precision, device) for precision in _precisions(device)}
+            rates: dict[str, float] = {precision: product_rate(precision, device) for precision in precisions}
             return Ceilings(copy_bytes_per_s=copy_rate(device), matmul_flops_per_s=rates)
     finally:
         torch.set_float32_matmul_precision(flags[0])

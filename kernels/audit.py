@@ -1,13 +1,15 @@
 """Compiles every kernel for every GPU it is written for, without one, and says what is wrong with what came out.
 
-What is compiled are the launches that `kernels.runtime.recorded` lists, forward and backward; those that differ in
-nothing that the compiler sees are compiled once. Of each is asked:
+What is compiled are the launches that `kernels.runtime.recorded` lists, forward and backward (a block in evaluation
+mode has no backward pass); those that differ in nothing that the compiler sees are compiled once. Of each is asked:
 
 - No spill: no stack frame, which is where ptxas puts the registers that do not suffice.
 - 128-bit accesses of every activation where the layout allows them: channels_last with a multiple of 16 bytes in a
-  pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW.
-  Activations are the floating-point arguments [N, C, ...], except the gradient behind a pooling: each pixel picks its
-  own. `kernels.ptx` tells whose an access is; the narrowest of each argument counts, and none at all is a fault too.
+  pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW; in
+  products where the channels of all are multiples of 16, which the compiler has to know. Activations are the
+  floating-point arguments [N, C, ...] that are neither filters nor partial sums, except the gradient behind a pooling:
+  each pixel picks its own. `kernels.ptx` tells whose an access is; the narrowest of each argument counts, and none at
+  all is a fault too.
 - Shared memory within what the architecture gives to a program.
 """
 
@@ -19,20 +21,25 @@ from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.errors import TritonError
 
 from kernels.batch_statistics import update_running_statistics
+from kernels.bottleneck_forms import BlockForm
 from kernels.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
-from kernels.kernel import Shape, make_operands
+from kernels.kernel import Kernel, Shape
 from kernels.runtime import ARCHITECTURES, Call, recorded
-from kernels.table import KERNELS_BY_NAME
+from kernels.table import FORMS as FUSED
 
 RUNNING_STATISTICS = "running statistics"
-FORMS = (*KERNELS_BY_NAME, RUNNING_STATISTICS)
+FORMS = (*FUSED, RUNNING_STATISTICS)
 WIDE = 128  # bits
+SPECIALISED = 16  # of what multiples the compiler knows
+PRODUCTS = ("highest", "high")  # how torch multiplies fp32: as it is, or in TF32
+SIDES = ("BLOCK_ROWS", "BLOCK_CHANNELS", "BLOCK_COLUMNS", "BLOCK_INNER")  # of tiles, as kernels name them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +48,14 @@ class Subject:
 
     compilation: Compilation
     dtype: str  # of x
-    layout: str
+    layout: str  # of activations; empty: none are read
     activations: tuple[str, ...]  # pointer arguments
-    wide: bool  # whether their accesses have to be
+    wide: tuple[str, ...]  # those whose accesses have to be
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """Whose accesses tell how wide the kernel's are."""
+        return self.wide or self.activations
 
     @property
     def kernel(self) -> str:
@@ -78,7 +90,7 @@ def audit(
     dtypes: Sequence[str],
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[dict[str, object]]:
-    """Compile every launch of some forms, in both layouts and modes, on all cores; a row for each compilation.
+    """Compile every launch of some forms, in all layouts and modes, on all cores; a row for each compilation.
 
     Args:
         shapes: of x [N, C, H, W], for each form (of FORMS).
@@ -120,58 +132,79 @@ def compilers() -> Iterator[ProcessPoolExecutor]:
 def subjects(work: Work) -> Uses:
     """What has to be compiled, each once, and who launches it."""
     found: Uses = {}
-    for shape, channels_last, training in product(work.shapes, (True, False), (True, False)):
+    for shape, channels_last, training in product(work.shapes, _layouts(work.form), (True, False)):
         with recorded(work.arch) as calls:
-            _launch(work.form, shape, DTYPES[work.dtype], channels_last=channels_last, training=training)
+            _launch(work, shape, channels_last=channels_last, training=training)
         use = Use(form=work.form, mode="training" if training else "evaluation", shape=shape)
         for call in calls:
             found.setdefault(subject(call, work, shape), []).append(use)
     return found
 
 
-def _launch(form: str, shape: Shape, dtype: torch.dtype, *, channels_last: bool, training: bool) -> None:
-    """All that a form launches, forward and backward, on tensors without memory."""
-    if form != RUNNING_STATISTICS:
-        kernel = KERNELS_BY_NAME[form]
-        operands = make_operands(kernel, shape, dtype, "meta", channels_last=channels_last)
-        y = kernel.run(operands, training)
-        torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
-    elif training:
-        n, channels, height, width = shape
-        mean, var, statistics = (torch.empty(size, device="meta") for size in (channels, channels, (2, channels)))
-        batches = torch.empty((), dtype=torch.int64, device="meta")
-        for momentum in (0.1, None):
-            update_running_statistics(mean, var, batches, statistics, momentum, n * height * width)
+def _layouts(form: str) -> tuple[bool, ...]:
+    """Whether x is channels_last. A block copies what is not."""
+    return (True,) if isinstance(FUSED.get(form), BlockForm) else (True, False)
+
+
+def _launch(work: Work, shape: Shape, *, channels_last: bool, training: bool) -> None:
+    """All that a form launches, forward and backward, on tensors without memory; in fp32 products also in TF32."""
+    if work.form == RUNNING_STATISTICS:
+        if training:
+            _launch_running_statistics(shape)
+        return
+    form, dtype = FUSED[work.form], DTYPES[work.dtype]
+    run: Callable[[Any, bool], Tensor] = form.run  # of the operands that the form makes
+    operands = form.make(shape, dtype, "meta", channels_last=channels_last)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for other in PRODUCTS if isinstance(form, BlockForm) and dtype == torch.float32 else (precision,):
+            torch.set_float32_matmul_precision(other)
+            y = run(operands, training)
+            if training or isinstance(form, Kernel):
+                torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _launch_running_statistics(shape: Shape) -> None:
+    n, channels, height, width = shape
+    mean, var, statistics = (torch.empty(size, device="meta") for size in (channels, channels, (2, channels)))
+    batches = torch.empty((), dtype=torch.int64, device="meta")
+    for momentum in (0.1, None):
+        update_running_statistics(mean, var, batches, statistics, momentum, n * height * width)
 
 
 def subject(call: Call, work: Work, shape: Shape) -> Subject:
     """What a launch on x of this shape asks the compiler for, and what is asked of the result."""
-    layout = str(call.options.get("LAYOUT", ""))
+    passes = call.options.get("LAYOUT")  # products have channels_last alone
+    layout = str(passes or ("" if work.form == RUNNING_STATISTICS else "channels_last"))
     pooled = call.options.get("ACTIVATION") == "pool"
     scattered = layout != "channels_last" and (pooled or call.kernel.__name__ == "_pool")
-    activations = tuple(
-        name
+    activations = {
+        name: value
         for name, value in zip(call.kernel.arg_names, call.arguments, strict=False)
-        if isinstance(value, Tensor) and _is_activation(value, shape) and not (pooled and name == "dy_ptr")
-    )
+        if isinstance(value, Tensor) and _is_activation(name, value, shape) and not (pooled and name == "dy_ptr")
+    }
+    unit = WIDE // 8 // DTYPES[work.dtype].itemsize if passes else SPECIALISED
+    allowed = all(_allows_wide(layout, value.shape, unit) for value in activations.values())
     return Subject(
         compilation=of_call(call, work.arch),
         dtype=work.dtype if layout else "fp32",
         layout=layout,
-        activations=activations,
-        wide=bool(activations) and not scattered and _allows_wide(layout, shape, DTYPES[work.dtype]),
+        activations=tuple(activations),
+        wide=tuple(activations) if allowed and not scattered else (),
     )
 
 
-def _is_activation(tensor: Tensor, shape: Shape) -> bool:
-    return tensor.is_floating_point() and tensor.dim() == len(shape) and tuple(tensor.shape[:2]) == shape[:2]
+def _is_activation(name: str, tensor: Tensor, shape: Shape) -> bool:
+    parameters = "filters" in name or "partials" in name
+    return tensor.is_floating_point() and tensor.dim() == len(shape) and tensor.shape[0] == shape[0] and not parameters
 
 
-def _allows_wide(layout: str, shape: Shape, dtype: torch.dtype) -> bool:
+def _allows_wide(layout: str, shape: Sequence[int], unit: int) -> bool:
+    """Whether what is contiguous in memory comes in units of so many elements, or in NCHW of 16."""
     _, channels, height, width = shape
-    if layout == "channels_last":
-        return channels * dtype.itemsize % (WIDE // 8) == 0
-    return height * width % 16 == 0
+    return channels % unit == 0 if layout == "channels_last" else height * width % SPECIALISED == 0
 
 
 def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
@@ -190,7 +223,7 @@ def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
         "dynamic_shared_bytes": figures.dynamic_shared_bytes,
         "load_bits": figures.load_bits,
         "store_bits": figures.store_bits,
-        "main_bits": min((figures.narrowest_bits.get(name, 0) for name in subject.activations), default=None),
+        "main_bits": min((figures.narrowest_bits.get(name, 0) for name in subject.main), default=None),
         "resident_warps": warps,
         "of_warps": of_warps,
         "limited_by": limited_by,
@@ -201,7 +234,9 @@ def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
 def faults(subject: Subject, figures: Figures) -> Iterator[str]:
     """What is wrong with a kernel, and what to do about it."""
     machine = ARCHITECTURES[subject.compilation.arch]
-    smaller = f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch.py)"
+    smaller = (
+        f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch.py, or kernels/product_tiles.py)"
+    )
     if figures.stack_bytes or figures.spill_bytes:
         yield (
             f"spills {figures.spill_bytes} bytes of a thread's registers to local memory (a stack frame of "
@@ -210,7 +245,7 @@ def faults(subject: Subject, figures: Figures) -> Iterator[str]:
     shared = figures.static_shared_bytes + figures.dynamic_shared_bytes
     if shared > machine.shared_bytes:
         yield f"needs {shared} bytes of shared memory, and a program may have {machine.shared_bytes}: {smaller}"
-    for name in subject.activations if subject.wide else ():
+    for name in subject.wide:
         bits = figures.narrowest_bits.get(name)
         if bits is None:
             yield f"does not access {name}, or not in a way that kernels/ptx.py sees: mend either"
@@ -236,10 +271,11 @@ def _row(subject: Subject, uses: list[Use], figures: dict[str, object], wrong: l
         "dtype": subject.dtype,
         "layout": subject.layout,
         "shapes": shapes,
-        "wide": subject.wide,
-        "block_rows": constants.get("BLOCK_ROWS"),
-        "block_channels": constants.get("BLOCK_CHANNELS"),
+        "wide": bool(subject.wide),
+        **{side.lower(): constants.get(side) for side in SIDES},
+        "precision": constants.get("PRECISION"),
         "num_warps": compilation.num_warps,
+        "num_stages": compilation.num_stages,
         **figures,
         "faults": [f"{name} {fault}" for fault in wrong],
     }

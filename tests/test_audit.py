@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from bench import audit as bench_audit
 from bench import audit_command, isolation
-from bench.audit import ODD_SHAPES, default_shapes
+from bench.audit import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, examine
 from bench.cli import main
 from kernels.audit import FORMS, Subject, Use, Work, subjects
 from kernels.compilation import DTYPES, Compilation, Figures, occupancy, of_call
@@ -24,6 +26,7 @@ from kernels.runtime import ARCHITECTURES, Call
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 STAGE = (256, 64, 56, 56)
+BLOCK = (256, 256, 56, 56)
 STEM = (256, 64, 112, 112)
 
 
@@ -44,7 +47,12 @@ def test_default_shapes_are_those_of_the_networks() -> None:
     inner = ((128, 56), (256, 28), (512, 14))  # of resnet50 besides, before the stride
     last = ((256, 56), (512, 28), (1024, 14), (2048, 7))
     found = {form: set(at) for form, at in default_shapes().items()}
-    assert found == {
+    blocks = {
+        "bottleneck": {(256, channels, size, size) for channels, size in last},
+        "bottleneck+projection": {STAGE},
+        "bottleneck+downsampling": {(256, channels, size, size) for channels, size in last[:-1]},
+    }
+    assert found == {form: at | set(ODD_BLOCK_SHAPES) for form, at in blocks.items()} | {
         "stem": shapes((64, 112)),
         "bn+relu": shapes(*basic, *inner),
         "bn+residual+relu": shapes(*basic, *last),
@@ -54,11 +62,26 @@ def test_default_shapes_are_those_of_the_networks() -> None:
     }
 
 
+def test_a_block_is_compiled_only_at_shapes_that_have_channels_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def noted(wanted: dict[str, object], *_: object, **__: object) -> list[object]:
+        asked.append(wanted)
+        return []
+
+    monkeypatch.setattr(bench_audit, "audit", noted)
+    few, many = (8, 2, 5, 5), (8, 4, 5, 5)
+    examine(["sm_90"], ["bf16"], ["bn", "bottleneck", "running statistics"], [few, many])
+    assert asked == [{"bn": [few, many], "bottleneck": [many], "running statistics": [few, many]}]
+
+
 def test_specialisation_is_that_of_the_jit() -> None:
     names = ["x_ptr", "absent_ptr", "many", "one", "few", "far", "true", "share", "EPS", "BLOCK"]
     kernel = SimpleNamespace(arg_names=names, __module__="kernels.made_up", __name__="_made_up")
     arguments = (torch.empty(4, dtype=torch.bfloat16), None, 64, 1, 63, 2**31, True, 0.5)
     call = Call(kernel=kernel, grid=(1,), arguments=arguments, options={"EPS": 1e-5, "BLOCK": 16, "num_warps": 8})
+    staged = replace(call, options=call.options | {"num_stages": 3})
+    assert of_call(staged, "sm_90") == replace(of_call(call, "sm_90"), num_stages=3)
     assert of_call(call, "sm_90") == Compilation(
         kernel="kernels.made_up:_made_up",
         arch="sm_90",
@@ -69,6 +92,7 @@ def test_specialisation_is_that_of_the_jit() -> None:
         constants=(("absent_ptr", None), ("one", 1), ("EPS", 1e-5), ("BLOCK", 16)),
         divisible=("x_ptr", "many", "far"),
         num_warps=8,
+        num_stages=None,
     )  # fmt: skip
 
 
@@ -86,7 +110,35 @@ def test_equal_launches_are_compiled_once() -> None:
     ] * 2
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_block_is_compiled_in_one_layout_and_fp32_also_in_tf32(dtype: str) -> None:
+    found = asked("bottleneck", (256, 256, 56, 56), dtype=dtype)
+    assert {(one.layout, one.dtype) for one in found} == {("channels_last", dtype)}
+    of_products = {one.kernel: set[object]() for one in found if "PRECISION" in dict(one.compilation.constants)}
+    for one in found:
+        if one.kernel in of_products:
+            of_products[one.kernel].add(dict(one.compilation.constants)["PRECISION"])
+    rows = {"_conv_statistics", "_gram", "_block_end", "_filter_gradient", "_inner_gradient", "_input_gradient"}
+    assert of_products.keys() == rows | {"_filter_statistics", "_inner_filters"}
+    assert all(of_products[kernel] == ({"ieee"} if dtype == "bf16" else {"ieee", "tf32"}) for kernel in rows)
+    assert torch.get_float32_matmul_precision() == "highest", "put back"
+
+
+def test_a_block_in_evaluation_has_no_backward_pass() -> None:
+    found = asked("bottleneck+projection", STAGE)
+    evaluated = {one.kernel for one, uses in found.items() if any(use.mode == "evaluation" for use in uses)}
+    trained = {one.kernel for one, uses in found.items() if any(use.mode == "training" for use in uses)}
+    assert evaluated == {"_block_end"}
+    assert {"_block_end", "_conv_statistics", "_gram", "_inner_gradient", "_input_gradient", "_reduce"} <= trained
+
+
 @pytest.mark.parametrize(("form", "shape", "dtype", "layout", "kernel", "activations", "wide"), [
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), True),
+    ("bottleneck", BLOCK, "fp32", "channels_last", "_input_gradient", ("dx_ptr", "dy_ptr", "skip_ptr"), True),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_inner_gradient", ("dx_ptr", "dy_ptr", "x_ptr"), True),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_filter_statistics", (), False),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_parameter_gradients", (), False),
+    ("bottleneck", (256, 60, 7, 7), "fp32", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), False),
     ("bn", STAGE, "bf16", "channels_last", "_apply", ("y_ptr", "x_ptr"), True),
     ("dual", STAGE, "bf16", "NCHW, 16", "_gradient", ("dx_ptr", "dz_ptr", "dy_ptr", "x_ptr", "z_ptr"), True),
     ("dual", (256, 512, 7, 7), "bf16", "NCHW", "_gradient", ("dx_ptr", "dz_ptr", "dy_ptr", "x_ptr", "z_ptr"), False),
@@ -106,7 +158,16 @@ def test_which_accesses_have_to_be_wide(
 ) -> None:  # fmt: skip
     found = [one for one in asked(form, shape, dtype=dtype) if (one.kernel, one.layout) == (kernel, layout)]
     assert found
-    assert {(one.activations, one.wide) for one in found} == {(activations, wide)}
+    assert {(one.activations, one.wide) for one in found} == {(activations, activations if wide else ())}
+
+
+def test_a_product_is_wide_where_all_its_channels_allow_it() -> None:
+    """Of 48 channels outside, which the compiler knows to be a multiple of 16, 12 are inside, and 48 behind those."""
+    found = {one.kernel: one.wide for one in asked("bottleneck", (256, 48, 7, 7))}
+    assert found["_conv_statistics"] == ()
+    assert {one.wide for one in asked("bottleneck", (256, 64, 7, 7)) if one.kernel == "_conv_statistics"} == {
+        ("out_ptr", "x_ptr")
+    }
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
@@ -134,7 +195,7 @@ def test_a_spill_is_a_fault(verdicts: dict[str, Verdict]) -> None:
     figures, (fault,) = verdicts["spilling"]
     assert figures["spill_bytes"] >= figures["stack_bytes"] > 0
     assert fault.startswith(f"spills {figures['spill_bytes']} bytes of a thread's registers to local memory")
-    assert "smaller tile on sm_80 (TILES_ON in kernels/launch.py)" in fault
+    assert "smaller tile on sm_80 (TILES_ON in kernels/launch.py, or kernels/product_tiles.py)" in fault
 
 
 @pytest.mark.parametrize("name", ["narrow", "narrow once"])
@@ -183,7 +244,7 @@ def test_occupancy(
     arch: str, registers: int, num_warps: int, shared_bytes: int, warps: int, limited_by: str
 ) -> None:  # fmt: skip
     compilation = Compilation(
-        kernel="", arch=arch, signature=(), constants=(), divisible=(), num_warps=num_warps
+        kernel="", arch=arch, signature=(), constants=(), divisible=(), num_warps=num_warps, num_stages=None
     )  # fmt: skip
     figures = Figures(
         registers=registers, spill_bytes=0, stack_bytes=0, static_shared_bytes=0, dynamic_shared_bytes=shared_bytes,
@@ -263,7 +324,7 @@ def test_bad_usage_compiles_nothing(
 
 def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
     """A part of what the whole audit compiles."""
-    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", "bn,stem,running statistics")
+    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", "bn,stem,bottleneck,running statistics")
     command = [
         sys.executable,
         "-m",
@@ -285,6 +346,8 @@ def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
     assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)
     assert {row["kernel"] for row in rows} == {
         "_partial_statistics", "_apply", "_reduce", "_gradient", "_pool", "_update_running",
+        "_conv_statistics", "_prepare", "_gram", "_covariance", "_filter_statistics", "_block_end",
+        "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
     }  # fmt: skip
     assert {row["layout"] for row in rows} == {"channels_last", "NCHW, 16", ""}
     assert {mode for row in rows for mode in row["modes"]} == {"training", "evaluation"}

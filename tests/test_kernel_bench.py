@@ -11,20 +11,22 @@ from torch import Tensor
 
 from bench import environment, kernel_bench
 from bench.kernel_bench import measure, survey
-from bench.kernel_ops import filled, floor_bytes, launches, layers, ops
+from bench.kernel_ops import directions, filled, floor_bytes, launches, layers, middle_convolution, ops
 from bench.kernel_parity import check, error
 from bench.kernel_types import Check, Direction, KernelMode, Op, Request, Survey
 from bench.types import Ceilings, Device, Environment, TensorError
+from kernels.bottleneck_forms import BLOCKS, BlockForm, BlockOperands
 from kernels.kernel import Operands
 from kernels.launch import TILES, Tile, tile_for
 from kernels.runtime import Call, recorded
-from kernels.table import KERNELS, KERNELS_BY_NAME
+from kernels.table import FORMS, KERNELS, KERNELS_BY_NAME
 from resnet.fuse import fuse
 from resnet.model import build_model
 
 DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
 ONLY_CPU = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a GPU does")
-FORMS = [kernel.name for kernel in KERNELS]
+NORMS = [kernel.name for kernel in KERNELS]
+BOTTLENECKS = [block.name for block in BLOCKS]
 MODES: tuple[KernelMode, ...] = get_args(KernelMode)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
@@ -60,14 +62,35 @@ FLOORS: dict[str, dict[KernelMode, Touches]] = {
     ("model", "expected"),
     [
         ("resnet18", {"stem": 1, "bn+relu": 8, "bn+residual+relu": 5, "dual": 3}),
-        ("resnet50", {"stem": 1, "bn+relu": 32, "bn+residual+relu": 12, "dual": 4}),
+        (
+            "resnet50",
+            {"stem": 1, "bn+relu": 32, "bn+residual+relu": 12, "dual": 4}
+            | {"bottleneck": 12, "bottleneck+projection": 1, "bottleneck+downsampling": 3},
+        ),
     ],
 )
 def test_forms_of_a_network(model: str, expected: dict[str, int]) -> None:
     found = Counter(form for form, _ in layers(model, 4, 64))
     assert found == expected
     norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in build_model(model).modules())
-    assert found.total() + found["dual"] == norms, "each BatchNorm once, two in a dual"
+    assert sum(found[form] for form in NORMS) + found["dual"] == norms, "each BatchNorm once, two in a dual"
+
+
+def test_blocks_of_a_network() -> None:
+    """Each with the shape of what it takes, behind the BatchNorms."""
+    found = layers("resnet50", 4, 64)
+    blocks = [layer for layer in found if layer[0] in BOTTLENECKS]
+    assert found[-len(blocks) :] == blocks
+    assert list(dict.fromkeys(blocks)) == [
+        ("bottleneck+projection", (4, 64, 16, 16)),
+        ("bottleneck", (4, 256, 16, 16)),
+        ("bottleneck+downsampling", (4, 256, 16, 16)),
+        ("bottleneck", (4, 512, 8, 8)),
+        ("bottleneck+downsampling", (4, 512, 8, 8)),
+        ("bottleneck", (4, 1024, 4, 4)),
+        ("bottleneck+downsampling", (4, 1024, 4, 4)),
+        ("bottleneck", (4, 2048, 2, 2)),
+    ]
 
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
@@ -83,10 +106,32 @@ def test_ops_of_a_network_launch_what_the_fused_network_launches(model: str) -> 
     of_network = Counter(footprint(call) for call in calls if call.kernel.__name__ != "_update_running")
 
     of_ops: Counter[object] = Counter()
-    for op in ops(Request(models=(model,), dtypes=("fp32",), batch_size=4, image_size=64)):
+    for op in ops(Request(models=(model,), forms=tuple(NORMS), dtypes=("fp32",), batch_size=4, image_size=64)):
         for launched in launches(op, "sm_90").values():
             of_ops.update({footprint(one.call): op.layers.get(model, 0) for one in launched})
     assert +of_ops == of_network
+
+
+def test_blocks_of_a_network_launch_what_the_gram_network_launches() -> None:
+    """The same, of all that the blocks launch."""
+    with torch.device("meta"):
+        network = fuse(build_model("resnet50"), gram=True, rebuild=True)
+        images = torch.empty(4, 3, 64, 64)
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda _, __, out: out.contiguous(memory_format=torch.channels_last))  # as above
+    with recorded("sm_90") as calls:
+        network(images).sum().backward()
+    stem = launches(Op(form="stem", shape=(4, 64, 32, 32), dtype="fp32", mode="train"), "sm_90").values()
+    of_stem = Counter(footprint(one.call) for launched in stem for one in launched)
+    of_network = Counter(footprint(call) for call in calls if call.kernel.__name__ != "_update_running")
+
+    request = Request(models=("resnet50",), forms=tuple(BOTTLENECKS), dtypes=("fp32",), batch_size=4, image_size=64)
+    of_ops = of_stem
+    for op in ops(request):
+        for launched in launches(op, "sm_90").values():
+            for one in launched:
+                of_ops[footprint(one.call)] += op.layers["resnet50"]
+    assert of_ops == of_network
 
 
 def footprint(call: Call) -> object:
@@ -98,7 +143,7 @@ def footprint(call: Call) -> object:
 def test_the_most_telling_ops_come_first() -> None:
     request = Request(models=("resnet50", "resnet18"), shapes=((3, 5, 7, 9),), dtypes=("bf16", "fp32"), batch_size=8)
     found = ops(request)
-    assert [op.shape for op in found[: len(KERNELS)]] == [(3, 5, 7, 9)] * len(KERNELS)
+    assert [op.shape for op in found[: len(FORMS)]] == [(3, 5, 7, 9)] * len(FORMS)
     first_dtype = found[: len(found) // 2]
     assert {op.dtype for op in first_dtype} == {"bf16"}
     kinds = ["asked" if op.shape[0] == 3 else next(iter(op.layers), "plain") for op in first_dtype]
@@ -112,9 +157,18 @@ def test_forms_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [((3, 1, 7, 9), BOTTLENECKS[1:2]), ((3, 3, 7, 9), BOTTLENECKS[1:]), ((3, 4, 7, 9), BOTTLENECKS)],
+)
+def test_a_block_needs_channels_in_its_middle(shape: tuple[int, int, int, int], blocks: list[str]) -> None:
+    assert [op.form for op in ops(Request(shapes=(shape,), batch_size=8))] == [*NORMS, *blocks]
+
+
+@pytest.mark.parametrize(
     ("request_", "message"),
     [
         (Request(models=("resnet18",), forms=("dua",), batch_size=8), "unknown form dua: choose of bn, "),
+        (Request(models=("resnet18",), forms=("bottleneck",), batch_size=8), "bottleneck occurs in none of resnet18"),
         (Request(models=("resnet19",), batch_size=8), "unknown model 'resnet19'"),
     ],
 )
@@ -130,29 +184,68 @@ def test_what_is_unknown_is_refused_and_not_measured(request_: Request, message:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NORMS)
 def test_floor_is_what_the_mathematics_asks_for_and_launches_keep_to_it(form: str, mode: KernelMode) -> None:
     op = Op(form=form, shape=(256, 64, 57, 56), dtype="bf16", mode=mode)
     x_bytes = 2 * 256 * 64 * 57 * 56
     y_bytes = 2 * 256 * 64 * 29 * 28 if form == "stem" else x_bytes
     for direction, (like_x, like_y) in zip(DIRECTIONS, FLOORS[form][mode], strict=True):
         floor = floor_bytes(op, direction)
+        assert floor is not None
         assert floor == like_x * x_bytes + like_y * y_bytes
         moved = sum(launch.bytes for launch in launches(op, "sm_90")[direction])
         assert 1 <= moved / floor < 1.11, "masks of a bit, places of a byte, and what has a value a channel"
 
 
+def kinds(form: str, mode: KernelMode = "train") -> list[str]:
+    op = replace(SMALL, form=form, mode=mode)
+    return [launch.kind for launched in launches(op, "sm_90").values() for launch in launched]
+
+
 def test_launches_are_named_by_the_pass_whose_tile_they_have() -> None:
-    named = {
-        form: [launch.kind for launched in launches(replace(SMALL, form=form), "sm_90").values() for launch in launched]
-        for form in ("bn", "dual", "stem")
-    }
+    named = {form: kinds(form) for form in ("bn", "dual", "stem")}
     assert named == {
         "bn": ["statistics", "apply", "reduce", "gradient"],
         "dual": ["statistics", "apply dual", "reduce dual", "gradient dual"],
         "stem": ["statistics", "pool", "reduce pool", "gradient pool"],
     }
-    assert {kind for kinds in named.values() for kind in kinds} == set(TILES)
+    assert {kind for of_form in named.values() for kind in of_form} == set(TILES)
+
+
+def test_launches_of_a_block_are_named_by_their_kernels_and_passes() -> None:
+    assert kinds("bottleneck") == [
+        "conv_statistics", "apply", "statistics", "prepare", "gram", "covariance", "filter_statistics", "block_end",
+        "filter_gradient", "parameter_gradients", "inner_filters", "inner_gradient", "gradient", "apply", "reduce",
+        "gradient", "filter_gradient", "input_gradient",
+    ]  # fmt: skip
+    assert kinds("bottleneck", "eval") == ["block_end", "block_end"], "no backward pass"
+    assert directions(replace(SMALL, form="bottleneck", mode="eval")) == ("forward",)
+
+
+@pytest.mark.parametrize(("form", "inside", "outside", "stride"), [
+    ("bottleneck", 64, 256, 1), ("bottleneck+projection", 256, 1024, 1), ("bottleneck+downsampling", 128, 512, 2),
+])  # fmt: skip
+def test_products_of_a_block_compute_what_its_convolutions_do(
+    form: str, inside: int, outside: int, stride: int
+) -> None:
+    """Forward the 1x1 convolutions and the Gram matrices of what goes into the last, backward twice that and H."""
+    op = Op(form=form, shape=(256, 256, 56, 56), dtype="bf16", mode="train")
+    rows, out_rows = 256 * 56**2, 256 * 56**2 // stride**2
+    projected = form != "bottleneck"
+    first, last, shortcut = rows * 256 * inside, out_rows * inside * outside, projected * out_rows * 256 * outside
+    forward, backward = (launches(op, "sm_90")[direction] for direction in DIRECTIONS)
+    of_gram = sum(launch.flops for launch in forward if launch.kind == "gram")
+    products = [launch for launch in forward if launch.kind in ("conv_statistics", "block_end")]
+    assert sum(launch.flops for launch in products) == 2 * (first + last + shortcut)
+    assert out_rows * inside**2 <= of_gram <= 2 * out_rows * (inside**2 + projected * 256**2)
+    of_rows = [launch for launch in backward if launch.kind in ("filter_gradient", "inner_gradient", "input_gradient")]
+    inner = out_rows * (inside**2 + projected * 256**2)  # times H
+    assert sum(launch.flops for launch in of_rows) == 2 * (2 * (first + last + shortcut) + inner)
+    y, out = 2 * rows * inside, 2 * out_rows * inside  # bytes
+    between = middle_convolution(op, "forward")
+    assert between.flops == 2 * out_rows * 9 * inside**2
+    assert between.read + between.written == y + out + 2 * 9 * inside**2
+    assert middle_convolution(op, "backward").flops == 2 * between.flops
 
 
 def test_a_tile_holds_inside_its_block_and_for_its_pass() -> None:
@@ -170,12 +263,16 @@ def test_a_tile_holds_inside_its_block_and_for_its_pass() -> None:
 # --- whether they are right -------------------------------------------------------------------------------------------
 
 
+TENSORS = {"dual": 7, "bn+residual+relu": 5, "bottleneck": 11, **dict.fromkeys(BOTTLENECKS[1:], 14)}
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_passes(form: str, mode: KernelMode) -> None:
     verdict = check(replace(SMALL, form=form, mode=mode), DEVICE)
     assert verdict.passed
-    assert verdict.tensors == {"dual": 7, "bn+residual+relu": 5}.get(form, 4), "y and every gradient"
+    expected = 1 if (mode, form in BOTTLENECKS) == ("eval", True) else TENSORS.get(form, 4)
+    assert verdict.tensors == expected, "y and every gradient that there is"
 
 
 def a_little_too_large(operands: Operands, training: bool) -> Tensor:
@@ -208,15 +305,33 @@ def statistics_as_constants(operands: Operands, training: bool) -> Tensor:
 def test_a_wrong_op_fails(
     monkeypatch: pytest.MonkeyPatch, form: str, wrong: Callable[[Operands, bool], Tensor], tensors: set[str]
 ) -> None:
-    monkeypatch.setitem(KERNELS_BY_NAME, form, replace(KERNELS_BY_NAME[form], run=wrong))
+    monkeypatch.setitem(FORMS, form, replace(KERNELS_BY_NAME[form], run=wrong))
     verdict = check(replace(SMALL, form=form), DEVICE)
     assert not verdict.passed
     assert verdict.worst.tensor in tensors
 
 
+class MostOfAGradient(BlockForm):
+    """The right result, and nine tenths of the gradient of the last BatchNorm's weight."""
+
+    def run(self, operands: BlockOperands, training: bool) -> Tensor:
+        *others, last = operands.norms
+        assert last.weight is not None
+        weight = 0.9 * last.weight + 0.1 * last.weight.detach()
+        return self.oracle(operands._replace(norms=(*others, last._replace(weight=weight))), training)
+
+
+def test_a_wrong_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = MostOfAGradient(name="bottleneck", inside=1 / 4, outside=1, projected=False)
+    monkeypatch.setitem(FORMS, "bottleneck", wrong)
+    verdict = check(replace(SMALL, form="bottleneck"), DEVICE)
+    assert not verdict.passed
+    assert verdict.worst.tensor == "dweight3"
+
+
 def test_gradients_are_checked_where_they_are_not_next_to_nothing() -> None:
     """A gradient like x has no component that passes the BatchNorm: its dx would be noise, eager's as well."""
-    for form in FORMS:
+    for form in NORMS:
         worst = check(replace(SMALL, form=form, dtype="bf16"), DEVICE).worst
         assert worst.eager_error < 0.1, worst
 
@@ -268,6 +383,48 @@ def test_without_a_gpu_all_but_the_fused_kernels_is_timed() -> None:
         parts = [row for row in outcome.rows if row.launch and row.direction == whole.direction]
         assert whole.bytes == sum(row.bytes for row in parts)
     assert not outcome.failed
+
+
+@ONLY_CPU
+def test_a_block_in_evaluation_runs_forward_alone_and_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    differentiated: list[bool] = []
+    oracle = BlockForm.oracle
+
+    def watched(form: BlockForm, operands: BlockOperands, training: bool) -> Tensor:
+        y = oracle(form, operands, training)
+        differentiated.append(y.requires_grad)
+        return y
+
+    monkeypatch.setattr(BlockForm, "oracle", watched)
+    outcome = measure(replace(SMALL, form="bottleneck", mode="eval"), WHERE)
+    assert [(row.direction, row.launch) for row in outcome.rows] == [
+        ("forward", ""), ("forward", "block_end"), ("forward", "block_end"),
+    ]  # fmt: skip
+    assert outcome.check is not None
+    assert outcome.check.passed
+    assert differentiated == [False, False], "in fp64 and at its own precision"
+
+
+@ONLY_CPU
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_is_timed_like_the_others_where_it_can_be(monkeypatch: pytest.MonkeyPatch, mode: KernelMode) -> None:
+    monkeypatch.setattr(kernel_bench, "compiled", lambda function: function)
+    outcome = measure(replace(SMALL, form="bottleneck", mode=mode), replace(WHERE, why_untimed="", cache_bytes=1))
+    assert not outcome.failed
+    assert [row.direction for row in outcome.rows if not row.launch] == list(DIRECTIONS[: 1 if mode == "eval" else 2])
+    for row in outcome.rows:
+        assert row.rounds.keys() == ({"fused", "copy"} if row.launch else {"fused", "eager", "compile", "copy"})
+    assert all(row.flops for row in outcome.rows if row.launch in ("", "block_end", "gram", "inner_gradient"))
+
+
+@ONLY_CPU
+def test_a_block_is_only_checked_where_its_kernels_cannot_be_timed() -> None:
+    outcome = measure(replace(SMALL, form="bottleneck"), WHERE)
+    assert outcome.check is not None
+    assert outcome.check.passed
+    assert not outcome.failed
+    assert all(row.untimed == {"fused": "it is interpreted"} and not row.rounds for row in outcome.rows)
+    assert all(row.bytes for row in outcome.rows)
 
 
 @ONLY_CPU

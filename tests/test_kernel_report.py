@@ -12,18 +12,44 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
-from synthetic_kernels import CACHE, FAILED, MODEL, ON_CPU, ON_GPU, OPS, TIMES, kernel_run, outcome, row, untimed
+from synthetic_kernels import (
+    CACHE,
+    FAILED,
+    MODEL,
+    MOVED,
+    ON_CPU,
+    ON_GPU,
+    OPS,
+    PASSED,
+    TIMES,
+    kernel_run,
+    outcome,
+    row,
+    untimed,
+)
 
-from bench.kernel_types import Contender, KernelRun, Outcome
+from bench.kernel_types import Contender, Direction, KernelRun, Op, Outcome
 from bench.report import kernel_terminal, kernels, roofline
 from bench.report.kernel_rows import COLUMNS, CONTENDERS, columns_markdown, frame, records
-from bench.report.kernel_totals import TARGETS, judged, target, totals
+from bench.report.kernel_totals import BLOCKS, NORMS, TARGETS, judged, target, totals
 from bench.report.records import Record
 from kernels.launch import Pass
 
 README = Path(__file__).parents[1] / "reports" / "README.md"
 ON_A_GPU = kernel_run(*map(outcome, OPS))
 ON_A_CPU = kernel_run(*map(untimed, OPS), where=ON_CPU)
+# A block whose two products take 2 ms: one has 1.5 ms of bytes to move, the other 1.8 ms of FLOPs at 4e12 a second.
+BLOCK = Op(form="bottleneck", shape=(256, 256, 56, 56), dtype="bf16", mode="train", layers={MODEL: 2})
+PRODUCTS = (
+    replace(row("forward", "block_end", {"fused": 2.0}), flops=4_000_000_000),
+    replace(row("backward", "inner_gradient", {"fused": 2.0}), flops=7_200_000_000),
+)
+WHOLE = tuple(replace(row(direction), floor_bytes=None) for direction in get_args(Direction))
+WITH_A_BLOCK = kernel_run(
+    *map(outcome, OPS),
+    Outcome(op=BLOCK, check=PASSED, rows=(WHOLE[0], PRODUCTS[0], WHOLE[1], PRODUCTS[1])),
+    where=replace(ON_GPU, ops=(*OPS, BLOCK)),
+)
 
 
 def report(run: KernelRun) -> str:
@@ -79,6 +105,38 @@ def test_a_step_weighs_each_ratio_by_its_time() -> None:
     assert fused.over["eager"].median == pytest.approx((2 * 90 + 12 * 4) / (2 * 100 + 12 * 10))
 
 
+def test_blocks_are_added_up_by_themselves() -> None:
+    """They have BatchNorms of their own: the sum of both would count these twice."""
+    found = {(total.work, total.contender): total for total in totals(records(WITH_A_BLOCK), (MODEL,))}
+    assert len(found) == 6
+    assert found[NORMS, "fused"] == totals(records(ON_A_GPU), (MODEL,))[0]
+    assert found[BLOCKS, "eager"].ms == pytest.approx(4 * TIMES["eager"])
+    assert found[BLOCKS, "fused"].layers == 2
+    assert BLOCKS in printed(WITH_A_BLOCK)
+    assert "wanted at most" in report(WITH_A_BLOCK)
+    assert report(WITH_A_BLOCK).count("wanted at most") == report(ON_A_GPU).count("wanted at most"), "not of blocks"
+
+
+def test_a_roofline_is_of_what_binds() -> None:
+    memory = call(WITH_A_BLOCK, "bottleneck", "forward", "block_end")
+    arithmetic = call(WITH_A_BLOCK, "bottleneck", "backward", "inner_gradient")
+    assert memory["roofline_ms"] == pytest.approx(MOVED / 2 / 1e11 * 1e3)
+    assert memory["fused_roofline_percent"] == pytest.approx(75)
+    assert arithmetic["roofline_ms"] == pytest.approx(7.2e9 / 4e12 * 1e3)
+    assert arithmetic["fused_roofline_percent"] == pytest.approx(90)
+    assert arithmetic["fused_copy_percent"] == pytest.approx(75)
+    norm = call(ON_A_GPU, "bn+relu")
+    assert norm["fused_roofline_percent"] == pytest.approx(norm["fused_copy_percent"]), "it multiplies no matrices"
+
+
+def test_without_a_rate_of_products_there_is_no_roofline_of_one() -> None:
+    ceilings = replace(ON_GPU.ceilings, matmul_flops_per_s={})
+    run = replace(WITH_A_BLOCK, survey=replace(WITH_A_BLOCK.survey, ceilings=ceilings))
+    assert call(run, "bottleneck", "forward", "block_end")["roofline_ms"] is None
+    assert call(run, "bn")["roofline_ms"] == pytest.approx(3.0)
+    assert {one["launch"] for one in judged(records(run), CACHE)} == {"statistics", "apply"}
+
+
 def test_a_step_with_a_layer_that_has_no_time_has_none() -> None:
     incomplete = kernel_run(outcome(OPS[0]), Outcome(op=OPS[1], failure="SIGSEGV"), outcome(OPS[2]))
     fused = totals(records(incomplete), (MODEL,))[0]
@@ -92,6 +150,7 @@ def test_every_kind_of_pass_has_a_figure() -> None:
     for kind in get_args(Pass):
         assert target({"launch": kind}) == (85 if kind.startswith(("statistics", "reduce")) else 90)
     assert TARGETS.keys() == {kind.split()[0] for kind in get_args(Pass)}
+    assert target({"launch": "block_end"}) == 85
 
 
 def test_launches_on_tensors_that_the_cache_holds_are_not_judged() -> None:
@@ -100,9 +159,26 @@ def test_launches_on_tensors_that_the_cache_holds_are_not_judged() -> None:
     assert judged(rows, 2 * CACHE) == []
 
 
+def missed(run: KernelRun) -> str:
+    parts = re.split("^## ", report(run), flags=re.MULTILINE)
+    return next(part for part in parts if part.startswith("Launches that miss"))
+
+
+def test_launches_that_move_less_than_the_cache_holds_are_not_judged() -> None:
+    small = replace(PRODUCTS[0], bytes=CACHE // 2, launch="covariance")
+    run = kernel_run(Outcome(op=BLOCK, check=PASSED, rows=(WHOLE[0], small)), where=replace(ON_GPU, ops=(BLOCK,)))
+    assert judged(records(run), CACHE) == []
+
+
+def test_products_that_miss_their_figure_are_listed() -> None:
+    text = missed(WITH_A_BLOCK)
+    assert "forward: block_end" in text
+    assert "inner_gradient" not in text
+    assert "(fp32 1.00 TFLOP/s and bf16 4.00 TFLOP/s)" in text
+
+
 def test_launches_that_miss_their_figure_are_listed() -> None:
-    missed = re.split("^## ", report(ON_A_GPU), flags=re.MULTILINE)
-    text = next(part for part in missed if part.startswith("Launches that miss"))
+    text = missed(ON_A_GPU)
     assert text.count("forward: statistics") == 3
     assert "forward: apply" not in text
     assert "75 %" in text
@@ -130,7 +206,7 @@ def test_without_a_gpu_the_fused_kernels_have_no_time_and_no_figure() -> None:
     lines = [line for line in found.splitlines() if line.startswith("| `bn+relu`") and "10.0" in line]
     assert len(lines) == 2
     assert all("not timed" in line for line in lines)
-    assert re.search(r"resnet50 +\| bf16 +\| fused +\| +not timed", found)
+    assert re.search(r"resnet50 +\| bf16 +\| BatchNorm +\| fused +\| +not timed", found)
     assert call(ON_A_CPU, "bn")["status"] == "valid"
     assert call(ON_A_CPU, "bn", launch="statistics")["status"] == "not-timed"
     assert call(ON_A_CPU, "bn")["reason"] == "fused: it is interpreted here"

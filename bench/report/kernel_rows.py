@@ -19,7 +19,7 @@ COLUMNS: dict[str, str] = {
     "dtype": "Of x and y: `fp32`, `bf16` or `fp16`; parameters and statistics are fp32.",
     "mode": "`train`: statistics of the batch; `eval`: running statistics.",
     "direction": "`forward` or `backward`.",
-    "launch": "Kind of pass of a single launch; empty for the whole call.",
+    "launch": "Of a single launch its kind of pass, or the name of its kernel; empty for the whole call.",
     "<model>_layers": "How many of these one step of the network makes.",
     "status": "`valid`, `not-timed`, `parity-failed`, `crashed` or `not-run`.",
     "reason": "Why the status is not `valid`, or what has no time in a valid row.",
@@ -30,13 +30,16 @@ COLUMNS: dict[str, str] = {
     "parity_eager_error": "Eager's error of the same tensor at the same precision.",
     "parity_tolerance": "The largest error that passes.",
     "tensor_bytes": "Of x.",
-    "bytes": "Read and written by the fused launches, each of their tensors once.",
-    "floor_bytes": "The least for a tensor that no cache holds; whole calls only.",
+    "bytes": "Read and written by the fused launches, and by the 3x3 convolution of a bottleneck, each tensor once.",
+    "flops": "Of the products of matrices among these; two for a multiplication and an addition.",
+    "floor_bytes": "The least for a tensor that no cache holds; whole calls of BatchNorms only.",
+    "roofline_ms": "The larger of `bytes` over the rate of a large copy and `flops` over that of large products.",
     "<contender>_ms": "Median time of one call: `fused`, `eager`, `compile`, and `copy`, a plain copy of `bytes`.",
     "<contender>_ms_low, <contender>_ms_high": "95 % interval of the median.",
     "<contender>_samples": "Number of samples.",
     "<contender>_bytes_per_s": "`bytes` over the median time, whatever the contender itself moves.",
     "<contender>_copy_percent": "That over the rate of a large copy in the same run.",
+    "<contender>_roofline_percent": "`roofline_ms` over the median time.",
     "<a>_over_<b>": "Time of a over time of b, the median over rounds of turns: `fused_over_eager`, "
     "`fused_over_compile`, `compile_over_eager`. Below 1 is faster.",
     "<a>_over_<b>_low, <a>_over_<b>_high": "95 % interval of that median.",
@@ -58,7 +61,7 @@ def records(run: KernelRun) -> list[Record]:
             "launch": row.launch,
             **_status(outcome, row, run.interrupted),
             **_parity(outcome.check),
-            **_figures(run, row),
+            **_figures(run, outcome.op, row),
         }
         for outcome in (*run.outcomes, *not_run)
         for row in _rows(outcome)
@@ -114,20 +117,32 @@ def _parity(check: Check | None) -> dict[str, Any]:
     }
 
 
-def _figures(run: KernelRun, row: Row) -> dict[str, Any]:
+def _roofline_ms(run: KernelRun, op: Op, row: Row) -> float | None:
+    """The least time at the rates of this run; None where nothing is moved, or the rate of its products is unknown."""
+    ceilings = run.survey.ceilings
+    rate = ceilings.matmul_flops_per_s.get(op.dtype)
+    if not row.bytes or (row.flops and rate is None):
+        return None
+    return 1e3 * max(row.bytes / ceilings.copy_bytes_per_s, row.flops / rate if rate else 0.0)
+
+
+def _figures(run: KernelRun, op: Op, row: Row) -> dict[str, Any]:
+    bound = _roofline_ms(run, op, row)
     figures: dict[str, Any] = {
         "tensor_bytes": row.tensor_bytes or None,
         "bytes": row.bytes or None,
+        "flops": row.flops or None,
         "floor_bytes": row.floor_bytes,
+        "roofline_ms": bound,
     }
     for name in CONTENDERS:
-        figures |= _times(row, name, run.survey.ceilings.copy_bytes_per_s)
+        figures |= _times(row, name, run.survey.ceilings.copy_bytes_per_s, bound)
     for over, under in RATIOS:
         figures |= _ends(f"{over}_over_{under}", _ratio(row, over, under))
     return figures
 
 
-def _times(row: Row, name: Contender, copy_bytes_per_s: float) -> dict[str, Any]:
+def _times(row: Row, name: Contender, copy_bytes_per_s: float, bound: float | None) -> dict[str, Any]:
     samples = row.samples_ms(name)
     interval = median_interval(samples) if samples else None
     rate = row.bytes / interval.median * 1e3 if interval else None
@@ -136,6 +151,7 @@ def _times(row: Row, name: Contender, copy_bytes_per_s: float) -> dict[str, Any]
         f"{name}_samples": len(samples) or None,
         f"{name}_bytes_per_s": rate,
         f"{name}_copy_percent": None if rate is None else 100 * rate / copy_bytes_per_s,
+        f"{name}_roofline_percent": None if interval is None or bound is None else 100 * bound / interval.median,
     }
 
 

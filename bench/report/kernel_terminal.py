@@ -13,18 +13,19 @@ from bench.stats import Interval
 
 
 def summary(run: KernelRun, rows: list[Record]) -> Table:
-    """All BatchNorm work of each network; where no network was asked for, every call."""
+    """All work of each network; where no network was asked for, every call."""
     sums = totals(rows, run.survey.request.models)
     if sums:
-        return listings.table([_sum(run, total) for total in sums], title="all BatchNorm work of one step")
+        return listings.table([_sum(run, total) for total in sums], title="all work of one step")
     return listings.table([_call(row) for row in whole(rows)])
 
 
 def _sum(run: KernelRun, total: Total) -> dict[str, object]:
-    untimed = "not timed" if run.survey.why_untimed and total.contender == "fused" else ""
+    untimed = "not timed" if total.untimed(run.survey.why_untimed) else ""
     return {
         "network": total.model,
         "dtype": total.dtype,
+        "work": total.work,
         "by": SERIES[total.contender].label,
         "forward ms": untimed or significant(total.forward_ms),
         "backward ms": untimed or significant(total.backward_ms),

@@ -1,16 +1,17 @@
-"""What the rows of the kernel bench add up to: all BatchNorm work of one step, and the figures it is held against."""
+"""What the rows of the kernel bench add up to: all work of one step, and the figures it is held against."""
 
 from dataclasses import dataclass
 
-from bench.kernel_types import Contender
+from bench.kernel_types import Contender, is_block
 from bench.report.kernel_rows import CONTENDERS, RATIOS, whole
 from bench.report.records import Record, grouped
 from bench.stats import Interval
 
-# Per cent of the measured copy rate that a pass over a tensor larger than the cache has to reach on a GPU: passes that
-# stream what they read to what they write, and passes that sum.
-STREAMED, SUMMED = 90.0, 85.0
+# Per cent of its roofline that a launch on a tensor larger than the cache has to reach on a GPU: passes that stream
+# what they read to what they write, passes that sum, and products.
+STREAMED, SUMMED, MULTIPLIED = 90.0, 85.0, 85.0
 TARGETS = {"apply": STREAMED, "gradient": STREAMED, "pool": STREAMED, "statistics": SUMMED, "reduce": SUMMED}
+NORMS, BLOCKS = "BatchNorm", "bottlenecks"  # what is added up, each by itself: a bottleneck has BatchNorms of its own
 # Time of all BatchNorm work of a training step over another's, the largest that is good: set for batch 256 on an H200.
 JUDGED_STEP = ("resnet50", "bf16", "train")
 RATIO_TARGETS: dict[Contender, float] = {"eager": 0.5, "compile": 0.85}
@@ -18,10 +19,11 @@ RATIO_TARGETS: dict[Contender, float] = {"eager": 0.5, "compile": 0.85}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
-    """All BatchNorm work of one step of a network, by one contender; None where a layer has no time."""
+    """All work of one kind in one step of a network, by one contender; None where a layer has no time."""
 
     model: str
     dtype: str
+    work: str  # NORMS or BLOCKS
     contender: Contender
     layers: int
     timed: int  # of the layers
@@ -29,27 +31,36 @@ class Total:
     backward_ms: float | None
     over: dict[Contender, Interval]  # its time over that of others
 
+    def untimed(self, why: str) -> bool:
+        """Whether this machine cannot time it, which cannot time the fused kernels for this reason, if any."""
+        return bool(why) and (self.contender == "fused" or self.work == BLOCKS)
+
     @property
     def ms(self) -> float | None:
         return None if self.forward_ms is None or self.backward_ms is None else self.forward_ms + self.backward_ms
 
 
 def totals(rows: list[Record], models: tuple[str, ...]) -> list[Total]:
-    """By network, dtype and contender; a copy is no contender here. Empty for networks of which nothing was asked."""
+    """By network, dtype, work and contender, which a copy is not. Empty for networks of which nothing was asked."""
     found = []
     for model in models:
         layers = [row for row in whole(rows) if row[f"{model}_layers"]]
-        for dtype, cell in grouped(layers, lambda row: row["dtype"]):
-            found += [_total(cell, model, dtype, name) for name in CONTENDERS if name != "copy"]
+        for (dtype, work), cell in grouped(layers, lambda row: (row["dtype"], _work(row))):
+            found += [_total(cell, model, dtype, work, name) for name in CONTENDERS if name != "copy"]
     return found
 
 
-def _total(rows: list[Record], model: str, dtype: str, name: Contender) -> Total:
+def _work(row: Record) -> str:
+    return BLOCKS if is_block(row["form"]) else NORMS
+
+
+def _total(rows: list[Record], model: str, dtype: str, work: str, name: Contender) -> Total:
     forward = [row for row in rows if row["direction"] == "forward"]
     backward = [row for row in rows if row["direction"] == "backward"]
     return Total(
         model=model,
         dtype=dtype,
+        work=work,
         contender=name,
         layers=sum(row[f"{model}_layers"] for row in forward),
         timed=sum(row[f"{model}_layers"] for row in forward if row[f"{name}_ms"] is not None),
@@ -83,11 +94,11 @@ def _ratio(rows: list[Record], model: str, over: Contender, under: Contender) ->
 
 def target(row: Record) -> float:
     """What the launch of a row has to reach."""
-    return TARGETS[row["launch"].split()[0]]
+    return TARGETS.get(row["launch"].split()[0], MULTIPLIED)
 
 
 def judged(rows: list[Record], cache_bytes: int) -> list[Record]:
     """The launches that the figures are about, those that miss theirs by most first."""
-    large = [row for row in rows if row["launch"] and row["tensor_bytes"] > cache_bytes]
-    timed = [row for row in large if row["fused_copy_percent"] is not None]
-    return sorted(timed, key=lambda row: row["fused_copy_percent"] - target(row))
+    large = [row for row in rows if row["launch"] and min(row["tensor_bytes"], row["bytes"]) > cache_bytes]
+    timed = [row for row in large if row["fused_roofline_percent"] is not None]
+    return sorted(timed, key=lambda row: row["fused_roofline_percent"] - target(row))

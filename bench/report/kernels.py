@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.kernel_types import Contender, KernelRun
+from bench.kernel_types import Contender, KernelRun, Survey
 from bench.report import csv, plots, roofline
 from bench.report.kernel_rows import CONTENDERS, frame, records, shape_name, whole
-from bench.report.kernel_totals import JUDGED_STEP, RATIO_TARGETS, Total, judged, target, totals
+from bench.report.kernel_totals import JUDGED_STEP, NORMS, RATIO_TARGETS, Total, judged, target, totals
 from bench.report.markdown import fact_table, templates
 from bench.report.records import Record, grouped
 from bench.report.roofline import SERIES
@@ -62,6 +62,7 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
         run=run,
         where=where,
         copy_rate=rate(where.ceilings.copy_bytes_per_s, "B/s"),
+        product_rates=_product_rates(where),
         cache=size(where.cache_bytes),
         outcome=outcome(run),
         scope=scope(run),
@@ -69,7 +70,7 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
         totals=table([_total_record(run, total) for total in totals(rows, run.survey.request.models)], TOTALS),
         pictures=pictures,
         calls=_parts(whole(timed), _call_columns(run)),
-        missed=table([row for row in launched if row["fused_copy_percent"] < target(row)], _launch_columns(run)),
+        missed=table([row for row in launched if row["fused_roofline_percent"] < target(row)], _launch_columns(run)),
         judged=len(launched),
         launches=_parts([row for row in timed if row["launch"]], _launch_columns(run)),
         traffic=table([row for row in whole(rows) if row["bytes"]], TRAFFIC),
@@ -82,6 +83,12 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # sections left out leave their blank lines
 
 
+def _product_rates(where: Survey) -> str:
+    """E.g. ` (bf16 700 TFLOP/s)`."""
+    found = [f"{name} {rate(value, 'FLOP/s')}" for name, value in where.ceilings.matmul_flops_per_s.items()]
+    return f" ({listing(found)})" if found else ""
+
+
 def scope(run: KernelRun) -> str:
     """What was asked for."""
     request = run.survey.request
@@ -89,7 +96,8 @@ def scope(run: KernelRun) -> str:
     asked = [f"shapes asked for ({len(request.shapes)})"] if request.shapes else []
     batches = listing(sorted({f"{op.shape[0]:,}" for op in run.survey.ops}))
     where = listing([*models, *asked])
-    return f"BatchNorms of {where}, batch {batches}, in {listing(request.dtypes)}, {MODES[request.mode]}."
+    what = "BatchNorms and bottlenecks" if any(op.block for op in run.survey.ops) else "BatchNorms"
+    return f"{what} of {where}, batch {batches}, in {listing(request.dtypes)}, {MODES[request.mode]}."
 
 
 def outcome(run: KernelRun) -> str:
@@ -114,13 +122,14 @@ def target_sentences(run: KernelRun, rows: list[Record]) -> list[str]:
     if run.survey.device != "cuda":
         return []
     launched = judged(rows, run.survey.cache_bytes)
-    reached = sum(row["fused_copy_percent"] >= target(row) for row in launched)
+    reached = sum(row["fused_roofline_percent"] >= target(row) for row in launched)
     sentences = [
-        f"{reached} of {len(launched)} launches on tensors larger than the cache reach their share of the copy rate."
+        f"{reached} of {len(launched)} launches on tensors larger than the cache reach their share of their roofline."
     ]
     request = run.survey.request
     for total in totals(rows, request.models):
-        judged_step = total.contender == "fused" and (total.model, total.dtype, request.mode) == JUDGED_STEP
+        step = (total.model, total.dtype, request.mode)
+        judged_step = step == JUDGED_STEP and (total.contender, total.work) == ("fused", NORMS)
         for name, limit in RATIO_TARGETS.items() if judged_step else ():
             if found := total.over.get(name):
                 verdict = "met" if found.median <= limit else f"missed by {found.median / limit - 1:.0%}"
@@ -133,10 +142,11 @@ def target_sentences(run: KernelRun, rows: list[Record]) -> list[str]:
 
 def _total_record(run: KernelRun, total: Total) -> Record:
     """A total as the row of a table."""
-    untimed = "not timed" if run.survey.why_untimed and total.contender == "fused" else ""
+    untimed = "not timed" if total.untimed(run.survey.why_untimed) else ""
     return {
         "model": total.model,
         "dtype": total.dtype,
+        "work": total.work,
         "contender": SERIES[total.contender].label,
         "layers": total.layers,
         **{name: untimed or significant(getattr(total, name)) for name in ("forward_ms", "backward_ms", "ms")},
@@ -202,9 +212,10 @@ def _launch_columns(run: KernelRun) -> tuple[Column, ...]:
         SHAPE,
         Column("launch", lambda row: f"{row['direction']}: {row['launch']}", "left"),
         Column("moved", _value("bytes", size)),
+        Column("computed", lambda row: rate(row["flops"], "FLOP")),
         _time(run, "fused"),
         _time(run, "copy"),
-        _of_copy("fused"),
+        Column("fused: of roofline", _value("fused_roofline_percent", percent)),
         Column("wanted", lambda row: percent(target(row))),
     )
 
@@ -217,6 +228,7 @@ DTYPE = Column("dtype", lambda row: str(row["dtype"]), "left")
 TOTALS = (
     Column("network", lambda row: str(row["model"]), "left"),
     DTYPE,
+    Column("work", lambda row: str(row["work"]), "left"),
     Column("by", lambda row: str(row["contender"]), "left"),
     Column("forward ms", lambda row: str(row["forward_ms"])),
     Column("backward ms", lambda row: str(row["backward_ms"])),
@@ -233,7 +245,7 @@ TRAFFIC = (
     Column("direction", lambda row: str(row["direction"]), "left"),
     Column("moved", _value("bytes", size)),
     Column("floor", _value("floor_bytes", size)),
-    Column("moved / floor", lambda row: ratio(row["bytes"] / row["floor_bytes"])),
+    Column("moved / floor", lambda row: ratio(row["floor_bytes"] and row["bytes"] / row["floor_bytes"])),
 )
 
 PARITY = (

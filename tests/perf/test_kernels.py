@@ -11,9 +11,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.kernel_ops import operands_of
+from bench.kernel_ops import Function, operands_of
 from bench.kernel_timing import (
-    Function,
     Timed,
     backward_calls,
     cache_bytes,
