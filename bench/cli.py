@@ -31,6 +31,7 @@ from bench.options import (
 from bench.output import Output
 from bench.progress import Watch
 from bench.sweep import Axes, expand, load_preset, max_batch_cases
+from bench.traffic_command import traffic
 from bench.types import Case, Plan, Run
 
 DEFAULT_PRESETS = {"cuda": "quick", "cpu": "cpu-quick"}
@@ -166,7 +167,8 @@ def parity(
 ) -> None:
     """Check every path against eager and fp64, without timing.
 
-    The preset `parity`, on the GPU where there is one: resnet18 at 64 px, every mode and precision.
+    The preset `parity`, on the GPU where there is one: resnet18 at 64 px by every path, mode and precision, and
+    resnet50 by the paths that have kernels for its bottleneck blocks.
     """
     output = Output(quiet=quiet, as_json=as_json)
     if junit_file is not None:
@@ -235,6 +237,7 @@ def doctor(*, as_json: bool) -> None:
 
 main.add_command(audit)
 main.add_command(kernels)
+main.add_command(traffic)
 
 
 def _plan(preset_name: str, axes: Axes, weights: str | None) -> Plan:
