@@ -1,6 +1,7 @@
 """The architecture: which way imports run, what the parent may load, and names that people rely on."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -25,12 +26,13 @@ PARENT = (
     "bench.cli", "bench.types", "bench.sweep", "bench.runner", "bench.journal", "bench.metrics", "bench.stats",
     "bench.isolation", "bench.progress", "bench.report.write", "bench.report.terminal", "bench.junit",
     "bench.kernel_command", "bench.report.kernels", "bench.report.kernel_terminal", "bench.report.kernel_trials",
-    "resnet.paths", "resnet.depths",
+    "bench.traffic_command", "bench.report.traffic", "resnet.paths", "resnet.depths",
 )  # fmt: skip
 
 PATH_NAMES = (
     "eager", "channels_last", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graph",
-    "triton", "triton-compile", "triton-cuda-graph", "triton-rebuild", "folded",
+    "triton", "triton-compile", "triton-cuda-graph", "triton-rebuild", "gram", "gram-cuda-graph", "gram-rebuild",
+    "folded", "folded-triton",
 )  # fmt: skip
 PRESET_NAMES = ("cpu", "cpu-quick", "full", "h200", "parity", "quick")
 
@@ -62,6 +64,19 @@ OPTIONS = {
         "--budget",
         "--search",
         "--out",
+        "-q",
+        "--quiet",
+        "--json",
+    },
+    "traffic": {
+        "--mode",
+        "--precision",
+        "--batch",
+        "--image-size",
+        "--paths",
+        "--device",
+        "--layers",
+        "--markdown",
         "-q",
         "--quiet",
         "--json",
@@ -196,6 +211,14 @@ def test_readme_keeps_the_promises_of_the_code() -> None:
         assert f"`{name_}`" in text
     for command in OPTIONS:
         assert f"`resbench {command}" in text
+
+
+def test_what_the_readme_says_of_fuse_runs_in_a_process_of_its_own() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "fuse(" in block)
+    code += "import torch\nmodel.eval()\nwith torch.no_grad(): print(model(torch.randn(1, 3, 32, 32)).shape)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.stdout == "torch.Size([1, 1000])\n", done.stderr
 
 
 def test_one_test_command_everywhere() -> None:
