@@ -269,11 +269,12 @@ def row_product_launch(kind: ProductPass, rows: int, left: int, right: int, dtyp
     busy = triton.cdiv(left, block_rows) * (triton.cdiv(left, block_rows) + 1) // 2 if kind == "gram" else blocks
     splits = max(1, architecture().multiprocessors * tile.programs // busy)
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), block_inner) * block_inner
+    narrowest, wide = block_inner * min(block_rows, block_columns), 16 // dtype.itemsize  # elements of 128 bits
     return ProductLaunch(
         block_rows=block_rows,
         block_columns=block_columns,
         block_inner=block_inner,
-        num_warps=tile.num_warps,
+        num_warps=max(1, min(tile.num_warps, narrowest // (32 * wide))),
         num_stages=tile.num_stages,
         runs=triton.cdiv(rows, rows_per_split),
         rows_per_run=rows_per_split,
