@@ -64,7 +64,8 @@ _EXITS = {
 @click.option(
     "--search",
     is_flag=True,
-    help="Instead, try other tiles of passes over tensors on a GPU and print those to paste into TILES.",
+    help="Instead, try other tiles of every launch on a GPU, and of products cuBLAS too, and print what to paste into "
+    "the tables of tiles.",
 )
 @click.option(
     "--out",
@@ -184,13 +185,14 @@ def _search(request: Request, output: Output, budget: float | None) -> None:
             "bench.kernel_search:search", request, budget, timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase
         )
     found: list[Trial] = kernel_run.accepted(answer)
-    lines = kernel_trials.paste(found)
+    pasted = kernel_trials.paste(found)
     if output.as_json:
-        output.json({"trials": found, "tiles": lines})
+        output.json({"trials": found, "tiles": pasted})
         return
     console = output.console()
-    for kind, rows in kernel_trials.tables(found).items():
-        console.print(listings.table(rows, title=kind))
-    console.print("for TILES in kernels/launch.py:")
-    for line in lines:
-        click.echo(line)
+    for launch, rows in kernel_trials.tables(found).items():
+        console.print(listings.table(rows, title=launch))
+    for table, lines in pasted.items():
+        console.print(f"for {table}:")
+        for line in lines:
+            click.echo(line)

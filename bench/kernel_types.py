@@ -15,6 +15,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 KernelMode = Literal["train", "eval"]
 Direction = Literal["forward", "backward"]
 Contender = Literal["fused", "eager", "compile", "copy"]
+TileKey = str | tuple[str | int, ...]  # a kind of pass over a tensor; or what a `kernels.product_tiles.Product` says
 
 
 def is_block(form: str) -> bool:
@@ -141,11 +142,11 @@ class KernelRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One tile of one kind of pass at one shape: how long a launch takes, or why it does not run."""
+    """One tile, or a library instead, of one kind of launch at one shape: its time, or why it does not run."""
 
-    kind: str
+    key: TileKey  # of the line of the table that says what is chosen now
     op: Op
-    tile: tuple[int, int, int]  # kibibytes, num_warps, programs
+    tile: dict[str, int] = field(hash=False)  # the fields of a row of that table; none: by a library
     present: bool  # it is the one of the tables
     bytes: int
     ms: float | None = None

@@ -31,6 +31,7 @@ from kernels.batch_statistics import update_running_statistics
 from kernels.bottleneck_forms import BlockForm
 from kernels.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
 from kernels.kernel import Kernel, Shape
+from kernels.library import CUBLAS
 from kernels.runtime import ARCHITECTURES, Call, recorded
 from kernels.table import FORMS as FUSED
 
@@ -136,7 +137,7 @@ def subjects(work: Work) -> Uses:
         with recorded(work.arch) as calls:
             _launch(work, shape, channels_last=channels_last, training=training)
         use = Use(form=work.form, mode="training" if training else "evaluation", shape=shape)
-        for call in calls:
+        for call in (call for call in calls if call.kernel is not CUBLAS):
             found.setdefault(subject(call, work, shape), []).append(use)
     return found
 

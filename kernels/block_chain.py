@@ -128,7 +128,7 @@ def block_chain(
         Z_STRIDE=pixels.stride, PRECISION=product_precision(x.dtype),
         BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns,
         WHOLE_K=_whole(inner), WHOLE_L=_whole(z_inner), WHOLE_M=_whole(following),
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=pixels.rows * (inner + z_inner) * x.itemsize
             + sum(operand.nbytes for operand in operands if operand is not None),

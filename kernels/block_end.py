@@ -133,7 +133,7 @@ def block_end(
         RELU=relu, STRIDE=branch.stride, Z_STRIDE=of_z.stride,
         PRECISION=product_precision(x.dtype),
         BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns, BLOCK_INNER=plan.block_inner,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=pixels.rows * (inner + z_inner) * x.itemsize
             + sum(operand.nbytes for operand in operands if operand is not None),

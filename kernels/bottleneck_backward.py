@@ -12,7 +12,7 @@ from kernels.autograd import differentiable_once, present
 from kernels.bn_act import bn_act_forward
 from kernels.bn_backward import bn_backward, bn_gradient
 from kernels.bottleneck_parts import CONV1, CONV2, CONV3, PROJECTION, Geometry, Kept, channels_last, norms_of
-from kernels.filter_gradient import filter_gradient
+from kernels.filter_gradient import filter_gradient, merged_filter_gradient
 from kernels.gram import Source
 from kernels.gram_backward import inner_filters, parameter_gradients
 from kernels.inner_gradient import inner_gradient
@@ -167,10 +167,9 @@ class _Backward:
         stride, projection_stride, *_ = self.geometry
         wants_filters, *wants_norm = self.wants[CONV1]
         _, *of_norm = self.found[CONV1]
-        dfilters, like = None, self.filters[CONV1].contiguous()
+        dfilters = None
         if wants_filters:
-            products, _ = filter_gradient(dx1, None, self.x, stride)
-            dfilters = products.sum(0).to(like.dtype).as_strided(like.shape, like.stride())
+            dfilters = merged_filter_gradient(dx1, self.x, stride, self.filters[CONV1].contiguous())
         wanted = (of if wants else None for of, wants in zip(of_norm, wants_norm, strict=True))
         self.found[CONV1] = (dfilters, *wanted)
         if not self.wants_x:

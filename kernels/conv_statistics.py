@@ -5,16 +5,26 @@
 The partial statistics are those of `kernels.batch_statistics`, of the values as they are stored: for each run of rows
 the mean, and the squared deviations from it, summed around the mean of the run's first tile.
 
-Moves: R x (its strided rows alone), R filters, W out, W partial sums. Work: 2 * rows * K * N.
+Moves: R x (its strided rows alone), R filters, W out, W partial sums. Work: 2 * rows * K * N. Where cuBLAS was measured
+to be so much faster (`kernels.product_tiles`), it computes out, which is then read once more.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import empty_laid_out_like
-from kernels.product import Pixels, activation_product, product_launch, product_precision, source_rows
+from kernels.batch_statistics import partial_statistics
+from kernels.launch import Matrix, empty_laid_out_like
+from kernels.library import as_rows, library_product
+from kernels.product import (
+    Pixels,
+    activation_product,
+    by_library,
+    product_launch,
+    product_of,
+    product_precision,
+    source_rows,
+)
 from kernels.runtime import Budget, launch_kernel
 
 
@@ -75,17 +85,20 @@ def conv_statistics(x: Tensor, filters: Tensor, stride: int) -> tuple[Tensor, Te
     n, inner, height, width = map(int, x.shape)
     columns = int(filters.shape[0])
     pixels = Pixels.of(x, stride)
-    plan = product_launch("conv", pixels.rows, columns, inner, x.dtype)
     out = empty_laid_out_like(x, (n, columns, -(-height // stride), -(-width // stride)), x.dtype)
-    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-    partials = x.new_empty((1, 2, plan.runs, columns), dtype=sums)
+    product = product_of("conv", x.dtype, columns, inner)
+    if stride == 1 and by_library(product):
+        library_product(as_rows(out), as_rows(x), filters.view(columns, inner).t(), product)
+        return out, *partial_statistics(out, None, Matrix.of(out))
+    plan = product_launch("conv", pixels.rows, columns, inner, x.dtype)
+    partials = x.new_empty((1, 2, plan.runs, columns), dtype=Matrix.of(x).sums)
     launch_kernel(
         _conv_statistics, plan.grid,
         out, partials, x, filters,
         pixels.rows, columns, inner, *pixels.geometry, plan.rows_per_run,
         STRIDE=stride, PRECISION=product_precision(x.dtype),
         BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns, BLOCK_INNER=plan.block_inner,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=pixels.rows * inner * x.itemsize + filters.nbytes,
             written=out.nbytes + partials.nbytes,

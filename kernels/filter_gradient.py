@@ -6,6 +6,9 @@ D is dy behind the ReLU that kept a mask, y = relu(bn(x)) or x itself, both made
 splits are merged by whoever reads them, all in the same order, so that two runs are equal bit for bit.
 
 Moves: R dy, R mask, R x, W partial products (fp32). Work: 2 * rows * N * C.
+
+`merged_filter_gradient` is the gradient itself, of an input that is taken as it is, by cuBLAS where that was measured
+to be faster (`kernels.product_tiles`).
 """
 
 import triton
@@ -13,10 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import Matrix
+from kernels.library import as_rows, library_product
 from kernels.product import (
     Pixels,
     activation_tile,
+    by_library,
     masked_tile,
+    product_of,
     product_precision,
     row_product_launch,
     source_rows,
@@ -98,7 +104,7 @@ def filter_gradient(
         pixels.rows, columns, channels, *pixels.geometry, plan.rows_per_run,
         STRIDE=stride, PRECISION=product_precision(x.dtype), COLUMN_BLOCKS=triton.cdiv(channels, plan.block_columns),
         BLOCK_INNER=plan.block_inner, BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=dy.nbytes + (0 if mask is None else mask.nbytes) + pixels.rows * channels * x.itemsize,
             written=products.nbytes + (0 if sums is None else sums.nbytes),
@@ -106,3 +112,22 @@ def filter_gradient(
         ),
     )  # fmt: skip
     return products, sums
+
+
+def merged_filter_gradient(dy: Tensor, x: Tensor, stride: int, like: Tensor) -> Tensor:
+    """dy^T x, like the filters [C_out, C, 1, 1] of a 1x1 convolution of x in shape, strides and dtype.
+
+    Args:
+        dy: [N, C_out, H_out, W_out], channels_last, the gradient of the convolution.
+        x: [N, C, H, W], channels_last.
+        stride: of the convolution.
+        like: the filters.
+    """
+    product = product_of("row product", x.dtype, int(dy.shape[1]), int(x.shape[1]))
+    if stride == 1 and by_library(product):
+        gradient = x.new_empty((product.columns, product.inner))
+        library_product(gradient, as_rows(dy).t(), as_rows(x), product)
+    else:
+        products, _ = filter_gradient(dy, None, x, stride)
+        gradient = products.sum(0)
+    return gradient.to(like.dtype).as_strided(like.shape, like.stride())

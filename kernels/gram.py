@@ -283,7 +283,7 @@ def _covariance_of(source: Source) -> Tensor:
         pixels.rows, channels, *pixels.geometry, plan.rows_per_run,
         STRIDE=source.stride, PRECISION=product_precision(x.dtype), BLOCKS=blocks,
         BLOCK_ROWS=plan.block_inner, BLOCK_CHANNELS=plan.block_columns,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=pixels.rows * channels * x.itemsize,
             written=_pairs(plan, blocks) * products.itemsize * plan.runs + sums.nbytes,

@@ -130,7 +130,7 @@ def inner_gradient(
         pixels.rows, columns, channels, *pixels.geometry, plan.rows_per_run,
         EPS=eps, STRIDE=source.stride, PRECISION=product_precision(x.dtype),
         BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns, BLOCK_INNER=plan.block_inner,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=dy.nbytes + mask.nbytes + pixels.rows * channels * x.itemsize + filters.nbytes,
             written=dx.nbytes + (0 if sums is None else sums.nbytes),

@@ -73,7 +73,7 @@ def input_gradient(
         STRIDE=stride, SKIP_STRIDE=skip_stride, PRECISION=product_precision(x.dtype),
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
         BLOCK_ROWS=plan.block_rows, BLOCK_COLUMNS=plan.block_columns, BLOCK_INNER=plan.block_inner,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(
             read=dy.nbytes + filters.nbytes + skip.nbytes + (0 if mask is None else mask.nbytes),
             written=dx.nbytes,

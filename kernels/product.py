@@ -5,8 +5,8 @@ made into what is multiplied in registers: normalised and rectified (*line*), ce
 Everything is accumulated in fp32 (fp64 for fp64); an operand is rounded to its dtype before it is multiplied, as it
 would be had it been stored.
 
-`product_launch` chooses tiles (of `kernels.product_tiles`) and programs: a plain function of the shape, the dtype and
-the architecture.
+`product_launch` and `row_product_launch` choose tiles (of `kernels.product_tiles`) and programs: plain functions of the
+shape, the dtype and the architecture.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.normalise import kept, normalised
-from kernels.product_tiles import Multiplied, ProductPass, ProductTile, tile_on
+from kernels.product_tiles import Multiplied, Product, ProductPass, ProductTile, choice_for, tile_on
 from kernels.runtime import architecture
 from kernels.tiles import unpack_bits
 
@@ -187,6 +187,7 @@ class ProductLaunch:
     runs: int  # programs along the rows
     rows_per_run: int  # a multiple of block_rows
     column_blocks: int
+    product: Product  # that the tile was chosen for
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -198,7 +199,8 @@ def product_launch(
     kind: ProductPass, rows: int, columns: int, inner: int, dtype: torch.dtype, *, whole_rows: bool = False
 ) -> ProductLaunch:
     """The launch of a product whose programs walk along its rows, each of one block of columns or of whole rows."""
-    tile = product_tile(kind, dtype, (columns, inner), DEEP)
+    product = product_of(kind, dtype, columns, inner)
+    tile = _tile(product)
     block_rows, block_columns = _block(tile.rows, rows), _block(tile.columns, columns)
     column_blocks = 1 if whole_rows else triton.cdiv(columns, block_columns)
     runs = max(1, architecture().multiprocessors * tile.programs // column_blocks)
@@ -212,18 +214,31 @@ def product_launch(
         runs=triton.cdiv(rows, rows_per_run),
         rows_per_run=rows_per_run,
         column_blocks=column_blocks,
+        product=product,
     )
 
 
-def product_tile(kind: ProductPass, dtype: torch.dtype, channels: tuple[int, int], deep: int) -> ProductTile:
-    """The tile of a pass on operands of a dtype and so many channels, which is deep from so many on either side on."""
-    machine = architecture().name
-    if machine == "interpreter":
-        return INTERPRETED_PRODUCT
+def product_of(kind: ProductPass, dtype: torch.dtype, columns: int, inner: int) -> Product:
+    """What a tile is chosen for: see `Product`."""
     multiplied: Multiplied = "tf32" if product_precision(dtype) == "tf32" else "fp32"
     if dtype.itemsize == 2:  # noqa: PLR2004 - bytes
-        multiplied = "16 bits, deep" if min(channels) >= deep else "16 bits"
-    return tile_on(machine, "scattered" if any(map(_scattered, channels)) else multiplied, kind)
+        deep = WIDE if kind in ("row product", "gram") else DEEP
+        multiplied = "16 bits, deep" if min(columns, inner) >= deep else "16 bits"
+    if _scattered(columns) or _scattered(inner):
+        multiplied = "scattered"
+    return Product(architecture().name, multiplied, kind, columns, inner)
+
+
+def by_library(product: Product) -> bool:
+    """Whether the tables say that a library computes a product, where it can."""
+    return choice_for(product) == "library"
+
+
+def _tile(product: Product) -> ProductTile:
+    if product.machine == "interpreter":
+        return INTERPRETED_PRODUCT
+    choice = choice_for(product)
+    return tile_on(*product[:3]) if choice == "library" else choice
 
 
 def _scattered(channels: int) -> bool:
@@ -259,7 +274,8 @@ def row_product_launch(kind: ProductPass, rows: int, left: int, right: int, dtyp
 
     Of the launch, rows are those of the result, and inner is along the rows that are summed over.
     """
-    tile = product_tile(kind, dtype, (left, right), WIDE)
+    product = product_of(kind, dtype, left, right)
+    tile = _tile(product)
     block_rows, block_columns, block_inner = (
         _block(tile.rows, left),
         _block(tile.columns, right),
@@ -279,4 +295,5 @@ def row_product_launch(kind: ProductPass, rows: int, left: int, right: int, dtyp
         runs=triton.cdiv(rows, rows_per_split),
         rows_per_run=rows_per_split,
         column_blocks=blocks,
+        product=product,
     )

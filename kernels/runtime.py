@@ -64,6 +64,7 @@ class Call:
     arguments: tuple[object, ...]
     options: dict[str, object]  # constexprs by name, num_warps and num_stages
     declared: Callable[[], Budget] | None = None
+    chosen_for: object = None  # what tables of tiles were asked for, a `kernels.product_tiles.Product`
 
     @property
     def budget(self) -> Budget | None:
@@ -124,9 +125,21 @@ class _Recorder:
         return partial(self.launch, grid)
 
     def launch(
-        self, grid: tuple[int, ...], *arguments: object, budget: Callable[[], Budget] | None = None, **options: object
+        self,
+        grid: tuple[int, ...],
+        *arguments: object,
+        budget: Callable[[], Budget] | None = None,
+        chosen_for: object = None,
+        **options: object,
     ) -> None:
-        call = Call(kernel=self._kernel, grid=grid, arguments=arguments, options=options, declared=budget)
+        call = Call(
+            kernel=self._kernel,
+            grid=grid,
+            arguments=arguments,
+            options=options,
+            declared=budget,
+            chosen_for=chosen_for,
+        )
         self._calls.append(call)
 
 
@@ -143,17 +156,20 @@ def launch_kernel(
     grid: tuple[int, ...],
     *arguments: object,
     budget: Callable[[], Budget],
+    chosen_for: object = None,
     **options: object,
 ) -> None:
     """Launch a kernel inside an opaque op, see `triton_op`, and where launches are recorded say what it moves.
 
-    The budget is asked for only where somebody wants it: not at each launch, nor of tensors of unknown sizes.
+    The budget is asked for only where somebody wants it: not at each launch, nor of tensors of unknown sizes. Where its
+    tile was chosen by a table, `chosen_for` says for what.
     """
     recording = _recording.get()
     if recording is None:
         kernel[grid](*arguments, **options)
     else:
-        _Recorder(kernel, recording[1]).launch(grid, *arguments, budget=budget, **options)
+        recorder = _Recorder(kernel, recording[1])
+        recorder.launch(grid, *arguments, budget=budget, chosen_for=chosen_for, **options)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}  # under each op, by its name: for who looks inside while it is recorded

@@ -96,7 +96,7 @@ def choices(model: nn.Module) -> dict[str, str]:
 
 def _replays(calls: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
     """The same calls, which have run before, as CUDA graphs: they never run at a time, and share their memory."""
-    memory = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+    memory = torch.cuda.graph_pool_handle()
     found: dict[str, Callable[[], object]] = {}
     for name, call in calls.items():
         graph = torch.cuda.CUDAGraph()

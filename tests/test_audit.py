@@ -114,6 +114,7 @@ def test_equal_launches_are_compiled_once() -> None:
 def test_a_block_is_compiled_in_one_layout_and_fp32_also_in_tf32(dtype: str) -> None:
     found = asked("bottleneck", (256, 256, 56, 56), dtype=dtype)
     assert {(one.layout, one.dtype) for one in found} == {("channels_last", dtype)}
+    assert all(len(uses) == 1 for one, uses in found.items() if one.kernel in ("_conv_statistics", "_gram"))
     of_products = {one.kernel: set[object]() for one in found if "PRECISION" in dict(one.compilation.constants)}
     for one in found:
         if one.kernel in of_products:

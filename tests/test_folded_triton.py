@@ -228,11 +228,14 @@ def test_replays_are_timed_where_the_network_will_be_captured(
     assert isinstance(network, ProductResNet)
     network.conv1.captured = captured
     timed: list[object] = []
+
+    def medians(calls: dict[str, object], _: object) -> dict[str, float]:
+        timed.extend(calls.values())
+        return dict.fromkeys(calls, 1.0)
+
     monkeypatch.setattr(fastest, "_CAPTURED", (DEVICE,))
     monkeypatch.setattr(fastest, "_replays", lambda calls: dict.fromkeys(calls, "a replay"))
-    monkeypatch.setattr(
-        fastest, "_medians_ms", lambda calls, _: timed.extend(calls.values()) or dict.fromkeys(calls, 1.0)
-    )
+    monkeypatch.setattr(fastest, "_medians_ms", medians)
     with torch.inference_mode():
         network.conv1(images)
     assert timed

@@ -245,7 +245,9 @@ def test_products_of_a_block_compute_what_its_convolutions_do(
     between = middle_convolution(op, "forward")
     assert between.flops == 2 * out_rows * 9 * inside**2
     assert between.read + between.written == y + out + 2 * 9 * inside**2
-    assert middle_convolution(op, "backward").flops == 2 * between.flops
+    back = middle_convolution(op, "backward")
+    assert back.flops == 2 * between.flops
+    assert back.read + back.written == 2 * out + 2 * y + 2 * (2 * 9 * inside**2), "the gradient of out twice"
 
 
 def test_a_tile_holds_inside_its_block_and_for_its_pass() -> None:

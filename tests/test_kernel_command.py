@@ -1,4 +1,4 @@
-"""`resbench kernels` from the command line: how it goes on, how it ends, what it refuses; and the search for tiles."""
+"""`resbench kernels` from the command line: how it goes on, how it ends, what it refuses."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,15 +15,11 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 from synthetic_kernels import FAILED, ON_CPU, ON_GPU, OPS, outcome, untimed
 
-from bench import isolation, kernel_run, kernel_search
+from bench import isolation, kernel_run
 from bench.cli import main
 from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError
-from bench.kernel_ops import Launched, ops
 from bench.kernel_progress import watching
-from bench.kernel_search import CANDIDATES, representatives, trials
-from bench.kernel_types import KernelRun, Op, Outcome, Request, Survey, Trial
-from bench.report.kernel_trials import paste, tables
-from kernels.launch import TILES, Pass, Tile
+from bench.kernel_types import KernelRun, Op, Outcome, Request, Survey
 
 Reply = Outcome | BaseException
 NAMES = {"report.md", "results.csv", "results.json", "roofline-bf16.svg", "roofline-bf16.png"}
@@ -262,82 +257,6 @@ def test_options_become_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
             image_size=64,
         ),
     ]
-
-
-# --- the search -------------------------------------------------------------------------------------------------------
-
-
-def test_a_search_without_a_gpu_is_refused(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(isolation, "call", lambda _entry, *given, **_options: kernel_search.search(*given))
-    result = invoke("--search")
-    assert result.exit_code == 2
-    assert "--search times launches on a GPU, and torch finds no CUDA device here" in " ".join(result.stderr.split())
-    assert workers.started == []
-
-
-def found(timer: Callable[[Launched], float], budget_s: float | None = None) -> list[Trial]:
-    """A search over a small network as for an H100, by an invented timer."""
-    wanted = ops(Request(models=("resnet18",), batch_size=8, image_size=64))
-    return list(trials(representatives(wanted, "sm_90"), timer, "sm_90", "sm_90", budget_s))
-
-
-def least_with(num_warps: int) -> Callable[[Launched], float]:
-    """Fastest with so many warps, else the slower the more there are."""
-
-    def timer(launch: Launched) -> float:
-        warps = launch.call.options["num_warps"]
-        assert isinstance(warps, int)
-        return 0.5 if warps == num_warps else 1.0 + warps / 100
-
-    return timer
-
-
-def test_every_candidate_is_tried_for_every_kind_of_pass() -> None:
-    tried = found(lambda _: 1.0)
-    assert all(32 * tile.num_warps * tile.programs <= 2048 for tile in CANDIDATES), "resident threads of an SM"
-    for kind in get_args(Pass):
-        of_kind = [trial for trial in tried if trial.kind == kind]
-        shapes = {trial.op.key for trial in of_kind}
-        assert 1 <= len(shapes) <= 3
-        assert len(of_kind) == len(shapes) * len({TILES[kind], *CANDIDATES})
-        present = {Tile(kibibytes=k, num_warps=w, programs=p) for k, w, p in {t.tile for t in of_kind if t.present}}
-        assert present == {TILES[kind]}
-
-
-def test_the_fastest_tile_is_what_is_to_be_pasted() -> None:
-    lines = paste(found(least_with(4)))
-    assert len(lines) == len(get_args(Pass))
-    tiles: dict[str, Tile] = eval("{\n" + "\n".join(lines) + "\n}", {"Tile": Tile})  # noqa: S307 - as it would be pasted
-    assert tiles.keys() == TILES.keys()
-    assert tiles["apply"].num_warps == 4
-    assert "# 56.9% less time than now" in lines[list(tiles).index("apply")], "0.5 ms and not 1.16"
-
-
-def test_a_tile_that_is_hardly_better_is_not_exchanged() -> None:
-    lines = paste(found(lambda launch: 0.995 if launch.call.options["num_warps"] == 4 else 1.0))
-    tiles: dict[str, Tile] = eval("{\n" + "\n".join(lines) + "\n}", {"Tile": Tile})  # noqa: S307
-    assert tiles == TILES
-
-
-def test_a_tile_that_does_not_run_is_a_line_with_its_reason() -> None:
-    def timer(launch: Launched) -> float:
-        if launch.call.options["num_warps"] == 16:
-            raise RuntimeError("out of resource: shared memory\nRequired: many")
-        return 1.0
-
-    tried = found(timer)
-    refused = [trial for trial in tried if trial.ms is None]
-    assert {trial.reason for trial in refused} == {"RuntimeError: out of resource: shared memory"}
-    rows: list[dict[str, Any]] = tables(tried)["apply"]
-    assert [row["reason"] for row in rows if row["warps"] == 16 and not row["over best"]]
-    assert "num_warps=16" not in paste(tried)[0], "the present one is among those that do not run"
-
-
-def test_a_search_ends_with_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 1.0, 2.0, 61.0])
-    monkeypatch.setattr(kernel_search, "monotonic", lambda: next(times))
-    assert len(found(lambda _: 1.0, budget_s=60)) == 2
 
 
 # --- in processes of its own ------------------------------------------------------------------------------------------

@@ -56,6 +56,13 @@ def report(run: KernelRun) -> str:
     return kernels.render(run, records(run), ())
 
 
+def test_products_by_a_library_are_named() -> None:
+    rows = (WHOLE[0], row("forward", "cublas", {"fused": 2.0, "copy": 1.0}))
+    found = report(kernel_run(Outcome(op=BLOCK, check=PASSED, rows=rows), where=WITH_A_BLOCK.survey))
+    assert "was measured to be slower: `bottleneck` at 256x256x56x56, forward." in found
+    assert "cublas" not in report(WITH_A_BLOCK)
+
+
 def call(run: KernelRun, form: str, direction: str = "forward", launch: str = "") -> Record:
     """The row of a run."""
     wanted = (form, direction, launch)

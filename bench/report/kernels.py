@@ -31,6 +31,7 @@ from bench.report.text import (
 from bench.report.write import replace_file
 
 MODES = {"train": "training", "eval": "evaluation"}
+LIBRARY = "cublas"  # the name of a launch that is a library's, see `kernels.library`
 
 
 def write(directory: Path, run: KernelRun) -> list[Path]:
@@ -73,6 +74,9 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
         missed=table([row for row in launched if row["fused_roofline_percent"] < target(row)], _launch_columns(run)),
         judged=len(launched),
         launches=_parts([row for row in timed if row["launch"]], _launch_columns(run)),
+        by_library=[
+            f"{code(row['form'])} at {shape_name(row)}, {row['direction']}" for row in timed if row["launch"] == LIBRARY
+        ],
         traffic=table([row for row in whole(rows) if row["bytes"]], TRAFFIC),
         parity=table(_once([row for row in rows if row["parity"]]), PARITY),
         failures=table([row for row in rows if row["status"] in ("crashed", "parity-failed")], FAILURES),
