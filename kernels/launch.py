@@ -86,8 +86,9 @@ def empty_laid_out_like(x: Tensor, shape: tuple[int, int, int, int], dtype: torc
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x.new_empty(shape, dtype=dtype)
-    n, channels, height, width = shape
-    return x.new_empty((n, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    _, channels, height, width = shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return x.new_empty_strided(shape, strides, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
