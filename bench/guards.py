@@ -68,7 +68,7 @@ GUARDS: Mapping[str, Guard] = {
         Guard(
             name="least variance",
             does="no variance is taken to be smaller than what its terms round to, nor below zero",
-            module="kernels.gram",
+            module="kernels.result_statistics",
             kernel="_filter_statistics",
             changes=(("    var = tl.maximum(var, ROUNDING * terms * terms, propagate_nan=tl.PropagateNan.ALL)\n", ""),),
         ),

@@ -4,8 +4,8 @@
     out = relu(bn(conv1x1(y)) + bn_z(conv1x1(z)))        where the shortcut is projected
 
 y and z are `kernels.gram` sources: y = relu(bn(x)) is made on the way in, z is taken at a stride. Mean and variance of
-the convolution's result are known beforehand (`kernels.gram`, or running statistics), so that the result itself, the
-widest tensor of a block, is never written; nor is the projected shortcut.
+the convolution's result are known beforehand (`kernels.result_statistics`, or running statistics), so that the result
+itself, the widest tensor of a block, is never written; nor is the projected shortcut.
 
 Moves: R x of each source (of its strided rows), R filters, R shortcut, W out, W mask (a bit an element, in training).
 Work: 2 * rows * N * (K of every source).

@@ -50,9 +50,10 @@ from kernels.bottleneck_parts import (
     norms_of,
 )
 from kernels.conv_statistics import conv_statistics
-from kernels.gram import gram_source, gram_statistics
+from kernels.gram import gram_source
 from kernels.kernel import Norm
 from kernels.launch import Matrix
+from kernels.result_statistics import result_statistics
 from kernels.runtime import require_runnable, triton_op
 
 
@@ -85,13 +86,13 @@ def _bottleneck(
     source, covariance, statistics2 = gram_source(x2, 1, norms[CONV2], partials, rows_per_part)
     assert source.line is not None and statistics2 is not None  # noqa: S101, PT018 - it has a norm
     last = multiplied[CONV3].contiguous()
-    found = gram_statistics(source, covariance, last, norms[CONV3])
+    found = result_statistics(source, covariance, last, norms[CONV3])
     branch = Branch(x2, 1, source.line, last, found.line)
     projection, statistics4, z_moments, z_varied = None, None, None, None
     if len(filters) > PROJECTION:
         z_source, z_covariance, _ = gram_source(x, projection_stride, None, None, 0)
         z_filters, z_moments = multiplied[PROJECTION].contiguous(), z_source.moments
-        statistics4, line, z_varied = gram_statistics(z_source, z_covariance, z_filters, norms[PROJECTION])
+        statistics4, line, z_varied = result_statistics(z_source, z_covariance, z_filters, norms[PROJECTION])
         projection = Branch(x, projection_stride, None, z_filters, line)
     shortcut = x if projection is None else None
     out, mask = block_end(branch, projection, shortcut, with_mask=differentiated)

@@ -1,31 +1,21 @@
-"""BatchNorm's statistics of a 1x1 convolution, from its input: its result need not exist.
+"""What BatchNorm's statistics of a 1x1 convolution follow from: mean and covariance of its input.
 
-A 1x1 convolution is a linear map y -> W y of every pixel, so that the mean and the variance of its result follow from
-those of its input, whatever the number of pixels:
-
-    mean = W m,  var_n = W_n cov W_n^T,  with m = mean of y, cov = sum (y - m)(y - m)^T / rows
-
-The sum of products (the Gram matrix) costs K / N of the convolution's work and one read of its input. Where |m| >> std,
-sum y y^T / rows - m m^T would cancel: sums are taken of y - centre, the mean of a sample of the rows, and what is left
-of m is taken out exactly. With a sample of b of all n rows |centre - m|^2 <= n / b * variance (Cauchy-Schwarz), for
-rows in no order about variance / b. The difference is rounded to the dtype of y: had the centre finer digits than y,
-all y of one size would be rounded to the same side, and their sum would be off by as many times that. It is a multiple
-of twice the last place of the largest y of the sample.
-
-Of a filter nearly orthogonal to all variation the variance is a small difference of large terms, whose rounding may
-leave it below zero, or so far below the truth that the result would be blown up. Rounding cannot tell a variance below
-ROUNDINGS eps (sum |W_nk| std of y_k)^2 from one of that size, and no smaller one is taken.
+The sum of products over all rows (the Gram matrix) costs K / N of the convolution's work and one read of its input y.
+`kernels.result_statistics` has what follows. Where |mean| >> std, sum y y^T / rows - m m^T would cancel: sums are taken
+of y - centre, the mean of a sample of the rows, and what is left of the mean m is taken out exactly. With a sample of b
+of all n rows |centre - m|^2 <= n / b * variance (Cauchy-Schwarz), for rows in no order about variance / b. The
+difference is rounded to the dtype of y: had the centre finer digits than y, all y of one size would be rounded to the
+same side, and their sum would be off by as many times that. It is a multiple of twice the last place of the largest y
+of the sample.
 
 Launches, of which `_gram` alone reads all of y, and no other anything of its size:
 
-    _prepare            merges y's own BatchNorm (its line), takes the centre of a sample of relu(bn(x)) or x
-    _gram               products of blocks of channels, i <= j, split over rows; and sums of channels
-    _covariance         merges the splits, all in the same order
-    _filter_statistics  mean and variance of every filter's result, and W cov for the backward pass
+    _prepare      merges y's own BatchNorm (its line), takes the centre of a sample of relu(bn(x)) or x
+    _gram         products of blocks of channels, i <= j, split over rows; and sums of channels
+    _covariance   merges the splits, all in the same order
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 import triton
@@ -34,7 +24,7 @@ from torch import Tensor
 
 from kernels.kernel import Norm
 from kernels.launch import Matrix
-from kernels.normalise import branch, kept, normalised, rstd_and_scale, shift_of
+from kernels.normalise import branch, kept, normalised
 from kernels.product import (
     Pixels,
     ProductLaunch,
@@ -53,9 +43,6 @@ SAMPLED_CHANNELS = 64  # of a program
 SMALLEST: tl.constexpr = tl.constexpr(2.0**-14)  # y below that count as it: there fp16 has fewer digits
 MERGED_CHANNELS = 16  # of a side of the covariance, of a program
 INTERPRETED_MERGED = 256
-ROUNDINGS = 2  # in units of eps of sums, of the terms of a variance
-FILTERS = 32  # of a program
-FILTER_CHANNELS = 64  # multiplied at a time
 
 
 @triton.jit
@@ -157,60 +144,9 @@ def _covariance(
     tl.store(offset_ptr + i, offset_i, mask=(i < C) & (tl.program_id(1) == 0))
 
 
-@triton.jit
-def _filter_statistics(
-    statistics_ptr,  # [2, N], written: mean and biased variance of every filter's result
-    line_ptr,  # [3, N], written: mean, scale and shift of its BatchNorm
-    varied_ptr,  # [N, C], written: filters @ covariance
-    filters_ptr,  # [N, C]
-    covariance_ptr,  # [C, C]
-    offset_ptr, centre_ptr,  # [C]
-    weight_ptr, bias_ptr,  # [N]
-    N, C,
-    EPS: tl.constexpr, ROUNDING: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_FILTERS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-):  # fmt: skip
-    acc = statistics_ptr.dtype.element_ty
-    filters = tl.program_id(0) * BLOCK_FILTERS + tl.arange(0, BLOCK_FILTERS)
-    mean = tl.zeros([BLOCK_FILTERS], dtype=acc)
-    var = tl.zeros([BLOCK_FILTERS], dtype=acc)
-    terms = tl.zeros([BLOCK_FILTERS], dtype=acc)
-    for first in range(0, C, BLOCK_CHANNELS):
-        channels = first + tl.arange(0, BLOCK_CHANNELS)
-        varied = tl.zeros([BLOCK_FILTERS, BLOCK_CHANNELS], dtype=acc)
-        for start in range(0, C, BLOCK_CHANNELS):
-            inner = start + tl.arange(0, BLOCK_CHANNELS)
-            left = _filter_tile(filters_ptr, filters, inner, N, C).to(acc)
-            inside = (inner < C)[:, None] & (channels < C)[None, :]
-            right = tl.load(covariance_ptr + inner[:, None] * C + channels[None, :], mask=inside, other=0.0)
-            varied = tl.dot(left, right, varied, input_precision=PRECISION)
-        weights = _filter_tile(filters_ptr, filters, channels, N, C).to(acc)
-        offset = tl.load(offset_ptr + channels, mask=channels < C, other=0.0)
-        centre = tl.load(centre_ptr + channels, mask=channels < C, other=0.0)
-        mean += tl.sum(weights * (centre + offset)[None, :], axis=1)
-        var += tl.sum(weights * varied, axis=1)
-        own = tl.load(covariance_ptr + channels * (C + 1), mask=channels < C, other=0.0)
-        terms += tl.sum(tl.abs(weights) * tl.sqrt(tl.maximum(own, 0.0))[None, :], axis=1)
-        inside = (filters < N)[:, None] & (channels < C)[None, :]
-        tl.store(varied_ptr + filters[:, None] * C + channels[None, :], varied, mask=inside)
-    var = tl.maximum(var, ROUNDING * terms * terms, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(statistics_ptr + filters, mean, mask=filters < N)
-    tl.store(statistics_ptr + N + filters, var, mask=filters < N)
-    _, scale = rstd_and_scale(var, weight_ptr, filters, N, EPS)
-    tl.store(line_ptr + filters, mean, mask=filters < N)
-    tl.store(line_ptr + N + filters, scale, mask=filters < N)
-    tl.store(line_ptr + 2 * N + filters, shift_of(bias_ptr, mean, filters, N), mask=filters < N)
-
-
-@triton.jit
-def _filter_tile(filters_ptr, filters, channels, N, C):
-    inside = (filters < N)[:, None] & (channels < C)[None, :]
-    return tl.load(filters_ptr + filters[:, None] * C + channels[None, :], mask=inside, other=0.0)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What a 1x1 convolution takes: relu(bn(x)) or x itself, at a stride, and what `gram_statistics` found of it."""
+    """What a 1x1 convolution takes: relu(bn(x)) or x itself, at a stride, and what `gram_source` found of it."""
 
     x: Tensor  # [N, C, H, W], channels_last
     stride: int
@@ -297,7 +233,10 @@ def _covariance_of(source: Source) -> Tensor:
         _covariance, (triton.cdiv(channels, block), triton.cdiv(channels, block)),
         covariance, source.offset, products, sums, pixels.rows, channels, plan.runs,
         GRAM_BLOCK=plan.block_columns, MERGED=merged_at_once(plan.runs), BLOCK=block, num_warps=8,
-        budget=lambda: Budget(read=products.nbytes + sums.nbytes, written=covariance.nbytes + source.offset.nbytes),
+        budget=lambda: Budget(
+            read=_pairs(plan, blocks) * products.itemsize * plan.runs + sums.nbytes,
+            written=covariance.nbytes + source.offset.nbytes,
+        ),
     )  # fmt: skip
     return covariance
 
@@ -305,43 +244,3 @@ def _covariance_of(source: Source) -> Tensor:
 def _pairs(plan: ProductLaunch, blocks: int) -> int:
     """Elements of the blocks that are computed."""
     return plan.block_columns**2 * blocks * (blocks + 1) // 2
-
-
-class Results(NamedTuple):
-    """What is known of the result of a 1x1 convolution that has not been computed."""
-
-    statistics: Tensor  # [2, N]: mean and biased variance
-    line: Tensor  # [3, N]: its BatchNorm as mean, scale and shift
-    varied: Tensor  # [N, C]: filters @ covariance
-
-
-def gram_statistics(source: Source, covariance: Tensor, filters: Tensor, norm: Norm) -> Results:
-    """Of a 1x1 convolution of a source by filters [N, C, 1, 1] and its BatchNorm.
-
-    Nothing of the size of an activation is read.
-    """
-    columns, channels = map(int, filters.shape[:2])
-    results = Results(
-        covariance.new_empty((2, columns)),
-        covariance.new_empty((3, columns)),
-        covariance.new_empty((columns, channels)),
-    )
-    block = small_block(FILTERS, columns)
-    launch_kernel(
-        _filter_statistics, (triton.cdiv(columns, block),),
-        *results, filters, covariance, source.offset, source.centre, norm.weight, norm.bias, columns, channels,
-        EPS=norm.eps, ROUNDING=ROUNDINGS * torch.finfo(covariance.dtype).eps, PRECISION=small_precision(filters.dtype),
-        BLOCK_FILTERS=block, BLOCK_CHANNELS=small_block(FILTER_CHANNELS, channels),
-        num_warps=8, num_stages=2,
-        budget=lambda: Budget(
-            read=filters.nbytes + covariance.nbytes + source.moments.nbytes,
-            written=sum(result.nbytes for result in results),
-            flops=2 * columns * channels**2,
-        ),
-    )  # fmt: skip
-    return results
-
-
-def small_precision(dtype: torch.dtype) -> str:
-    """How fp32 matrices that stand beside filters of a dtype are multiplied: 16 bits are exact in TF32."""
-    return "tf32x3" if dtype.itemsize == 2 else "ieee"  # noqa: PLR2004 - bytes

@@ -30,10 +30,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gram import Source, small_precision
+from kernels.gram import Source
 from kernels.kernel import Norm
 from kernels.normalise import saved_statistics
 from kernels.product import merged, merged_at_once, product_precision, small_block
+from kernels.result_statistics import small_precision
 from kernels.runtime import Budget, launch_kernel
 
 FILTERS = 16  # of a program of _parameter_gradients

@@ -200,7 +200,7 @@ def product_launch(
 ) -> ProductLaunch:
     """The launch of a product whose programs walk along its rows, each of one block of columns or of whole rows."""
     product = product_of(kind, dtype, columns, inner)
-    tile = _tile(product)
+    tile = product_tile(product)
     block_rows, block_columns = _block(tile.rows, rows), _block(tile.columns, columns)
     column_blocks = 1 if whole_rows else triton.cdiv(columns, block_columns)
     runs = max(1, architecture().multiprocessors * tile.programs // column_blocks)
@@ -234,7 +234,8 @@ def by_library(product: Product) -> bool:
     return choice_for(product) == "library"
 
 
-def _tile(product: Product) -> ProductTile:
+def product_tile(product: Product) -> ProductTile:
+    """Its tile in a kernel of ours."""
     if product.machine == "interpreter":
         return INTERPRETED_PRODUCT
     choice = choice_for(product)
@@ -275,7 +276,7 @@ def row_product_launch(kind: ProductPass, rows: int, left: int, right: int, dtyp
     Of the launch, rows are those of the result, and inner is along the rows that are summed over.
     """
     product = product_of(kind, dtype, left, right)
-    tile = _tile(product)
+    tile = product_tile(product)
     block_rows, block_columns, block_inner = (
         _block(tile.rows, left),
         _block(tile.columns, right),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.kernel_ops import mapped
 from bench.kernel_parity import error
-from kernels import gram, gram_backward, product, runtime
+from kernels import gram, gram_backward, product, result_statistics, runtime
 from kernels.bottleneck_forms import BLOCKS, BlockForm, BlockOperands
 from kernels.kernel import Shape
 from kernels.product_tiles import ProductTile
@@ -76,5 +76,5 @@ def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "INTERPRETED_PRODUCT", tile)
     interpreter = runtime.ARCHITECTURES["interpreter"]
     monkeypatch.setitem(runtime.ARCHITECTURES, "interpreter", replace(interpreter, multiprocessors=40))
-    for module in (gram, gram_backward):
+    for module in (gram, gram_backward, result_statistics):
         monkeypatch.setattr(module, "small_block", lambda _most, _of, interpreted=16: min(16, interpreted))

@@ -120,7 +120,7 @@ def test_a_block_is_compiled_in_one_layout_and_fp32_also_in_tf32(dtype: str) -> 
         if one.kernel in of_products:
             of_products[one.kernel].add(dict(one.compilation.constants)["PRECISION"])
     rows = {"_conv_statistics", "_gram", "_block_end", "_filter_gradient", "_inner_gradient", "_input_gradient"}
-    assert of_products.keys() == rows | {"_filter_statistics", "_inner_filters"}
+    assert of_products.keys() == rows | {"_varied", "_inner_filters"}
     assert all(of_products[kernel] == ({"ieee"} if dtype == "bf16" else {"ieee", "tf32"}) for kernel in rows)
     assert torch.get_float32_matmul_precision() == "highest", "put back"
 
@@ -137,7 +137,7 @@ def test_a_block_in_evaluation_has_no_backward_pass() -> None:
     ("bottleneck", BLOCK, "bf16", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), True),
     ("bottleneck", BLOCK, "fp32", "channels_last", "_input_gradient", ("dx_ptr", "dy_ptr", "skip_ptr"), True),
     ("bottleneck", BLOCK, "bf16", "channels_last", "_inner_gradient", ("dx_ptr", "dy_ptr", "x_ptr"), True),
-    ("bottleneck", BLOCK, "bf16", "channels_last", "_filter_statistics", (), False),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_varied", (), False),
     ("bottleneck", BLOCK, "bf16", "channels_last", "_parameter_gradients", (), False),
     ("bottleneck", (256, 60, 7, 7), "fp32", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), False),
     ("bn", STAGE, "bf16", "channels_last", "_apply", ("y_ptr", "x_ptr"), True),
@@ -347,7 +347,7 @@ def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
     assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)
     assert {row["kernel"] for row in rows} == {
         "_partial_statistics", "_apply", "_reduce", "_gradient", "_pool", "_update_running",
-        "_conv_statistics", "_prepare", "_gram", "_covariance", "_filter_statistics", "_block_end",
+        "_conv_statistics", "_prepare", "_gram", "_covariance", "_varied", "_filter_statistics", "_block_end",
         "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
     }  # fmt: skip
     assert {row["layout"] for row in rows} == {"channels_last", "NCHW, 16", ""}

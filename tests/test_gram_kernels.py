@@ -9,11 +9,12 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from kernels.block_end import Branch, block_end
 from kernels.conv_statistics import conv_statistics
 from kernels.filter_gradient import filter_gradient
-from kernels.gram import Source, gram_source, gram_statistics
+from kernels.gram import Source, gram_source
 from kernels.gram_backward import inner_filters, parameter_gradients
 from kernels.inner_gradient import inner_gradient
 from kernels.input_gradient import input_gradient
 from kernels.kernel import Norm
+from kernels.result_statistics import result_statistics
 
 EPS = 1e-5
 N, K, COLUMNS, HEIGHT, WIDTH = 3, 20, 40, 7, 9  # no multiple of a tile
@@ -118,7 +119,7 @@ def test_statistics_from_the_gram_matrix(dtype: torch.dtype, stride: int, with_n
     close(covariance, torch.cov(y.T, correction=0), CENTRED[dtype])
     close(source.centre + source.offset, y.mean(0), CENTRED[dtype])
     behind = Norm(1 + random(COLUMNS, seed=3) / 4, random(COLUMNS, seed=4), None, None, EPS)
-    found = gram_statistics(source, covariance, filters, behind)
+    found = result_statistics(source, covariance, filters, behind)
     result = y @ filters.flatten(1).double().T
     var, mean = torch.var_mean(result, 0, correction=0)
     tolerance = CENTRED[dtype]
@@ -205,7 +206,7 @@ def test_backward_through_a_convolution_that_does_not_exist(dtype: torch.dtype, 
     """Against autograd, which has its result."""
     source, covariance, filters, dy, norm, mask, kept = backward_operands(dtype, stride)
     assert norm.weight is not None
-    statistics, _, varied = gram_statistics(source, covariance, filters, norm)
+    statistics, _, varied = result_statistics(source, covariance, filters, norm)
     leaves = [of.double().requires_grad_() for of in (source.x, filters, norm.weight, norm.bias) if of is not None]
     out = F.conv2d(leaves[0], leaves[1], stride=stride)
     out = F.batch_norm(out, None, None, leaves[2], leaves[3], training=True, eps=EPS)
@@ -230,7 +231,7 @@ def test_the_gradient_behind_an_inner_batch_norm_and_its_sums(dtype: torch.dtype
     source, covariance, statistics = gram_source(x, 1, norm, partials, rows_per_part)
     assert statistics is not None
     *_, filters, dy, behind, mask, kept = backward_operands(dtype, 1)
-    its_statistics, _, varied = gram_statistics(source, covariance, filters, behind)
+    its_statistics, _, varied = result_statistics(source, covariance, filters, behind)
     y = activated(x, source.line).double().requires_grad_()
     assert behind.weight is not None
     out = F.batch_norm(F.conv2d(y, filters.double()), None, None, behind.weight.double(), None, training=True, eps=EPS)

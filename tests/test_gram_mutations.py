@@ -27,8 +27,8 @@ pytestmark = [
 
 SOURCES = Path(kernels.__file__).parent
 COPIED = (
-    "product", "conv_statistics", "gram", "block_end", "filter_gradient", "gram_backward", "inner_gradient",
-    "input_gradient", "bottleneck_parts", "bottleneck_backward", "bottleneck", "bottleneck_inference",
+    "product", "conv_statistics", "gram", "result_statistics", "block_end", "filter_gradient", "gram_backward",
+    "inner_gradient", "input_gradient", "bottleneck_parts", "bottleneck_backward", "bottleneck", "bottleneck_inference",
     "bottleneck_forms",
 )  # fmt: skip
 _numbers = count()
@@ -75,7 +75,7 @@ MUTATIONS = (
     Mutation(why="the inner ReLU is left out", module="product", old="tl.where(kept(y), y, 0.0)", new="y"),
     Mutation(
         why="the mean is that of the sample alone",
-        module="gram", old="(centre + offset)[None, :]", new="centre[None, :]",
+        module="result_statistics", old="(centre + offset)[None, :]", new="centre[None, :]",
     ),
     Mutation(
         why="the covariance is not freed of the offset",
@@ -89,7 +89,10 @@ MUTATIONS = (
         why="sums of channels are those of another split",
         module="gram", old="sums_ptr + split * C + of_i", new="sums_ptr + of_i",
     ),
-    Mutation(why="bn3 forgets its bias", module="gram", old="shift_of(bias_ptr, mean, filters, N)", new="0.0 * mean"),
+    Mutation(
+        why="bn3 forgets its bias",
+        module="result_statistics", old="shift_of(bias_ptr, mean, filters, N)", new="0.0 * mean",
+    ),
     Mutation(
         why="the mask is not applied",
         module="product", old="tl.where(unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS) != 0, dy, 0.0)", new="dy",

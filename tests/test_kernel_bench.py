@@ -214,9 +214,9 @@ def test_launches_are_named_by_the_pass_whose_tile_they_have() -> None:
 
 def test_launches_of_a_block_are_named_by_their_kernels_and_passes() -> None:
     assert kinds("bottleneck") == [
-        "conv_statistics", "apply", "statistics", "prepare", "gram", "covariance", "filter_statistics", "block_end",
-        "filter_gradient", "parameter_gradients", "inner_filters", "inner_gradient", "gradient", "apply", "reduce",
-        "gradient", "filter_gradient", "input_gradient",
+        "conv_statistics", "apply", "statistics", "prepare", "gram", "covariance", "varied", "filter_statistics",
+        "block_end", "filter_gradient", "parameter_gradients", "inner_filters", "inner_gradient", "gradient", "apply",
+        "reduce", "gradient", "filter_gradient", "input_gradient",
     ]  # fmt: skip
     assert kinds("bottleneck", "eval") == ["block_end", "block_end"], "no backward pass"
     assert directions(replace(SMALL, form="bottleneck", mode="eval")) == ("forward",)

@@ -15,7 +15,8 @@ SMALL = {
     "unscale_ptr", "statistics_ptr", "weight_ptr", "bias_ptr", "dweight_ptr", "dbias_ptr", "terms_ptr",
 }  # fmt: skip
 # Of which tensors a launch touches a part: see `expected`.
-SAMPLED, TRIANGULAR = "_prepare", "_gram"
+SAMPLED, DIAGONAL = "_prepare", "_filter_statistics"
+TRIANGULAR = {"_gram": "BLOCK_CHANNELS", "_covariance": "GRAM_BLOCK"}  # and the side of a block
 
 
 def tensors(call: Call) -> dict[str, Tensor]:
@@ -38,9 +39,12 @@ def expected(call: Call) -> tuple[int, int]:
             size = of[:, :, ::stride, ::stride].numel() * of.itemsize
         if call.kernel.__name__ == SAMPLED and name == "x_ptr":
             size = option(call, "sample") * of.shape[1] * of.itemsize
-        if call.kernel.__name__ == TRIANGULAR and name == "products_ptr":  # blocks on and above the diagonal
-            block, blocks = option(call, "BLOCK_CHANNELS"), option(call, "BLOCKS")
+        if call.kernel.__name__ in TRIANGULAR and name == "products_ptr":  # blocks on and above the diagonal
+            block = option(call, TRIANGULAR[call.kernel.__name__])
+            blocks = -(-of.shape[1] // block)
             size = min(size, of.shape[0] * block**2 * blocks * (blocks + 1) // 2 * of.itemsize)
+        if call.kernel.__name__ == DIAGONAL and name == "covariance_ptr":
+            size = of.shape[0] * of.itemsize
         most += size
         least += 0 if name in SMALL else size
     return least, most
@@ -64,8 +68,8 @@ def test_budgets_are_the_bytes_of_what_is_touched(form: BlockForm, first_stride:
             form.run(operands, False)
     declared = [call for call in calls if call.budget is not None]
     assert {call.kernel.__name__ for call in declared} >= {
-        "_conv_statistics", "_prepare", "_gram", "_covariance", "_filter_statistics", "_block_end", "_filter_gradient",
-        "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
+        "_conv_statistics", "_prepare", "_gram", "_covariance", "_varied", "_filter_statistics", "_block_end",
+        "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
     }  # fmt: skip
     for call in declared:
         least, most = expected(call)
