@@ -12,7 +12,8 @@ from torch import Tensor
 from kernels.block_chain import block_chain
 from kernels.block_end import Branch, block_end
 from kernels.bottleneck_parts import channels_last
-from kernels.runtime import require_runnable, triton_op
+from kernels.product import require_products
+from kernels.runtime import triton_op
 
 
 class Constants(NamedTuple):
@@ -88,7 +89,7 @@ def _block_product(
     z_stride: int,
     relu: bool,
 ) -> Tensor:
-    require_runnable(x.device)
+    require_products(x)
     z, shortcut = _shortcut(shortcut, z_filters, z_line, z_stride)
     out, _ = block_end(Branch(channels_last(x), stride, line, filters, result_line), z, shortcut, relu=relu)
     return out
@@ -107,7 +108,7 @@ def _block_chained(
     next_filters: Tensor,
     next_line: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    require_runnable(x.device)
+    require_products(x)
     z, as_it_is = _shortcut(shortcut, z_filters, z_line, z_stride)
     return block_chain(Branch(channels_last(x), 1, line, filters, result_line), z, as_it_is, next_filters, next_line)
 

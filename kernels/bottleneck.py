@@ -53,8 +53,9 @@ from kernels.conv_statistics import conv_statistics
 from kernels.gram import gram_source
 from kernels.kernel import Norm
 from kernels.launch import Matrix
+from kernels.product import require_products
 from kernels.result_statistics import result_statistics
-from kernels.runtime import require_runnable, triton_op
+from kernels.runtime import triton_op
 
 
 @triton_op("resbench::bottleneck", opaque=True)
@@ -73,7 +74,7 @@ def _bottleneck(
     keep: bool,
     differentiated: bool,
 ) -> list[Tensor]:
-    require_runnable(x.device)
+    require_products(x)
     x = channels_last(x)
     geometry = Geometry(first_stride, projection_stride, stride, padding, dilation, groups)
     norms = norms_of(weights, biases, eps)
@@ -140,7 +141,7 @@ def bottleneck(
     """A bottleneck block in training mode, differentiable once.
 
     Args:
-        x: [N, C, H, W], fp16, bf16, fp32 or fp64; channels_last, or it is copied. Not empty.
+        x: [N, C, H, W], fp16, bf16, fp32, or in the interpreter fp64; channels_last, or it is copied. Not empty.
         filters: of conv1 [K, C, 1, 1], conv2 [K', K / groups, KH, KW], conv3 [C_out, K', 1, 1], and of the projection
             [C_out, C, 1, 1] if there is one. In any precision: they are multiplied in that of x, and get gradients in
             their own.

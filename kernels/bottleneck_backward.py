@@ -18,7 +18,8 @@ from kernels.gram_backward import inner_filters, parameter_gradients
 from kernels.inner_gradient import inner_gradient
 from kernels.input_gradient import input_gradient
 from kernels.kernel import Norm
-from kernels.runtime import require_runnable, triton_op
+from kernels.product import require_products
+from kernels.runtime import triton_op
 
 
 @triton_op("resbench::bottleneck_backward", opaque=True)
@@ -39,7 +40,7 @@ def bottleneck_backward(
     wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of x, of each of the filters, then of the weights, then of the biases; [0] where not wanted."""
-    require_runnable(x.device)
+    require_products(x)
     number = len(filters)
     wants_x, *of_parameters = wanted
     backward = _Backward(

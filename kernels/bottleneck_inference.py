@@ -18,7 +18,8 @@ from kernels.block_end import Branch, block_end
 from kernels.bottleneck_parts import CONV1, CONV2, CONV3, PROJECTION, Geometry, channels_last, convolve
 from kernels.kernel import Norm
 from kernels.launch import Matrix
-from kernels.runtime import require_runnable, triton_op
+from kernels.product import require_products
+from kernels.runtime import triton_op
 
 
 @triton_op("resbench::bottleneck_inference", opaque=True)
@@ -33,7 +34,7 @@ def _bottleneck_inference(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    require_runnable(x.device)
+    require_products(x)
     x = channels_last(x)
     multiplied = [of.to(x.dtype) for of in filters]
     first, last = multiplied[CONV1].contiguous(), multiplied[CONV3].contiguous()
@@ -53,7 +54,7 @@ def bottleneck_inference(x: Tensor, filters: Sequence[Tensor], lines: Sequence[T
     """A bottleneck block in evaluation mode, without gradients.
 
     Args:
-        x: [N, C, H, W], fp16, bf16, fp32 or fp64; channels_last, or it is copied. Not empty.
+        x: [N, C, H, W], fp16, bf16, fp32, or in the interpreter fp64; channels_last, or it is copied. Not empty.
         filters: as of `kernels.bottleneck.bottleneck`.
         lines: of the BatchNorm behind each, see `norm_line`.
         geometry: of the convolutions.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.normalise import kept, normalised
 from kernels.product_tiles import Multiplied, Product, ProductPass, ProductTile, choice_for, tile_on
-from kernels.runtime import architecture
+from kernels.runtime import architecture, require_runnable
 from kernels.tiles import unpack_bits
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
@@ -245,6 +245,22 @@ def product_tile(product: Product) -> ProductTile:
 def _scattered(channels: int) -> bool:
     """Whether the compiler does not know a row's address to be aligned: every element has an address of its own."""
     return channels % SPECIALISED != 0
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether kernels can multiply matrices of a dtype here: of fp64 in the interpreter alone, Triton has no others."""
+    return dtype != torch.float64 or architecture().name == "interpreter"
+
+
+def require_products(x: Tensor) -> None:
+    """Refuse what Triton would refuse with a traceback.
+
+    Raises:
+        RuntimeError: kernels that multiply cannot run on this tensor, and what to do.
+    """
+    require_runnable(x.device)
+    if not multiplies(x.dtype):
+        raise RuntimeError("Triton has no products of fp64 matrices on GPUs: convert to fp32, or leave `gram` out")
 
 
 def product_precision(dtype: torch.dtype) -> Precision:

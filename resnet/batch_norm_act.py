@@ -120,8 +120,11 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where x is. torch has none for tensors without data, and refuses the question."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    """Whether autocast is on where x is, and casts x: it leaves fp64 as it is.
+
+    torch has none for tensors without data, and refuses the question.
+    """
+    return x.device.type != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
 def values(x: Tensor) -> int:

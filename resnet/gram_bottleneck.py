@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kernels.bottleneck import bottleneck
 from kernels.bottleneck_inference import bottleneck_inference, norm_line
 from kernels.bottleneck_parts import Geometry
+from kernels.product import multiplies
 from resnet.batch_norm_act import FusedBatchNormAct2d, autocasts, has_hooks, is_plain, values
 from resnet.fused_blocks import FusedBottleneck
 
@@ -16,6 +17,7 @@ _EMPTY = "its input is empty"
 _MIXED = "some of its BatchNorms normalise by the batch and others do not"
 _EVALUATED = "it is differentiated in evaluation mode"
 _EXPECTED = frozenset({_EMPTY, _MIXED, _EVALUATED})  # nobody has to be told
+_FP64 = "its input is fp64, of which Triton has no products on GPUs"
 _PRECISIONS = "its input and its filters differ in precision, without autocast"
 _HOOKS = "there are hooks on modules inside, which have to be called"
 
@@ -24,7 +26,7 @@ class GramBottleneck(FusedBottleneck):
     """One node of autograd in training; two products and a convolution in evaluation without gradients.
 
     Where that is not what is asked for (hooks on a module inside, evaluation with gradients, an empty batch), it is
-    computed as `FusedBottleneck` does; of hooks and mixed precisions a warning tells.
+    computed as `FusedBottleneck` does; of hooks, mixed precisions and fp64 on a GPU a warning tells.
     """
 
     rebuild: bool = False  # else what conv2 takes is kept for the backward pass
@@ -63,9 +65,7 @@ class GramBottleneck(FusedBottleneck):
         parameters = (*filters, *(parameter for norm in norms for parameter in (norm.weight, norm.bias)))
         if batch == {False} and torch.is_grad_enabled() and any(of.requires_grad for of in (x, *parameters)):
             return _EVALUATED
-        if not autocasts(x) and any(of.dtype != x.dtype for of in filters):
-            return _PRECISIONS
-        return ""
+        return _obstacle_of_precision(x, filters)
 
     def _norms(self) -> list[FusedBatchNormAct2d]:
         return cast("list[FusedBatchNormAct2d]", batch_norms(self))
@@ -80,6 +80,14 @@ class GramBottleneck(FusedBottleneck):
             list(middle.dilation),
             middle.groups,
         )
+
+
+def _obstacle_of_precision(x: Tensor, filters: list[Tensor]) -> str:
+    if autocasts(x):
+        return ""
+    if any(of.dtype != x.dtype for of in filters):
+        return _PRECISIONS
+    return "" if multiplies(x.dtype) else _FP64
 
 
 def convolutions(block: nn.Module) -> list[nn.Conv2d]:

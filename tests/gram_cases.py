@@ -13,8 +13,11 @@ from kernels import gram, gram_backward, product, result_statistics, runtime
 from kernels.bottleneck_forms import BLOCKS, BlockForm, BlockOperands
 from kernels.kernel import Shape
 from kernels.product_tiles import ProductTile
+from kernels.runtime import INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXACT = torch.float64 if INTERPRETED else torch.float32  # the most that kernels multiply
+DTYPES = tuple(dict.fromkeys((EXACT, torch.float32, torch.bfloat16, torch.float16)))
 BY_NAME = {form.name: form for form in BLOCKS}
 V1 = "bottleneck+downsampling, v1"  # the stride in the first convolution
 GROUPED = "bottleneck+downsampling, grouped"
@@ -73,7 +76,7 @@ def violations(form: BlockForm, operands: BlockOperands, run: Run | None = None)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs, splits and blocks, the last of each partial, as large tensors have them."""
     tile = ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(product, "INTERPRETED_PRODUCT", tile)
+    monkeypatch.setattr(product, "product_tile", lambda _: tile)
     interpreter = runtime.ARCHITECTURES["interpreter"]
     monkeypatch.setitem(runtime.ARCHITECTURES, "interpreter", replace(interpreter, multiprocessors=40))
     for module in (gram, gram_backward, result_statistics):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gram_cases import DEVICE
+from gram_cases import DEVICE, DTYPES
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
@@ -21,7 +21,7 @@ CHANNELS = {"ragged": (20, 44, 12, 24), "whole tiles": (16, 48, 32, 16), "narrow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-dtypes = pytest.mark.parametrize("dtype", ERRORS, ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -34,7 +34,7 @@ def random(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of several tiles and many blocks of columns, the last of each partial, as large tensors have them."""
     tile = product_tiles.ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(product, "INTERPRETED_PRODUCT", tile)
+    monkeypatch.setattr(product, "product_tile", lambda _: tile)
     interpreter = runtime.ARCHITECTURES["interpreter"]
     monkeypatch.setitem(runtime.ARCHITECTURES, "interpreter", replace(interpreter, multiprocessors=2))
 

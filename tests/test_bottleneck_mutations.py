@@ -14,7 +14,7 @@ import pytest
 import test_bottleneck_op
 import test_products
 import torch
-from gram_cases import V1, operands_of, violations
+from gram_cases import EXACT, V1, operands_of, violations
 from test_gram_mutations import changed
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from bench.kernel_ops import mapped
 from bench.kernel_parity import error
 from kernels.bottleneck_forms import BlockForm
 from kernels.kernel import Shape
+from kernels.runtime import INTERPRETED
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -29,7 +30,8 @@ pytestmark = [
 ]
 
 Check = Callable[[ModuleType], None]  # of the table of forms
-FP16, FP64 = torch.float16, torch.float64
+FP16 = torch.float16
+TOLERANCE = 1e-12 if INTERPRETED else 1e-5
 PATCH = object()  # stands for the `MonkeyPatch` of a check
 SHAPE: Shape = (3, 20, 7, 8)
 IDENTITY, PROJECTION, DOWNSAMPLING = "bottleneck", "bottleneck+projection", "bottleneck+downsampling"
@@ -41,7 +43,7 @@ def form_of(forms: ModuleType, case: str) -> BlockForm:
 
 
 @cache  # a check runs once over a copy without a mutation
-def parity(case: str, dtype: torch.dtype = FP64) -> Check:
+def parity(case: str, dtype: torch.dtype = EXACT) -> Check:
     def check(forms: ModuleType) -> None:
         assert violations(form_of(forms, case), operands_of(case, dtype, SHAPE)) == []
 
@@ -51,9 +53,9 @@ def parity(case: str, dtype: torch.dtype = FP64) -> Check:
 @cache
 def evaluation(case: str) -> Check:
     def check(forms: ModuleType) -> None:
-        form, operands = form_of(forms, case), operands_of(case, FP64, SHAPE)
+        form, operands = form_of(forms, case), operands_of(case, EXACT, SHAPE)
         with torch.no_grad():
-            assert error(form.run(operands, False), form.oracle(mapped(operands, Tensor.double), False)) < 1e-12
+            assert error(form.run(operands, False), form.oracle(mapped(operands, Tensor.double), False)) < TOLERANCE
 
     return check
 
@@ -114,7 +116,7 @@ mask_of_zero = of_kernel(test_products.test_what_is_rounded_to_zero_does_not_pas
 short_run = of_kernel(test_products.test_a_run_shorter_than_a_tile_has_statistics_around_its_own_mean, PATCH)
 least_variance = of_kernel(test_products.test_no_variance_is_smaller_than_rounding_can_tell)
 blocks_of_blocks = of_kernel(
-    test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, FP64, 1, PATCH
+    test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, EXACT, 1, PATCH
 )
 
 
@@ -228,7 +230,7 @@ MUTATIONS = (
         why="a strided Gram matrix is that of the first pixels", module="gram",
         old="source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)", new="source = at",
         check=of_kernel(
-            test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, FP64, 2, PATCH
+            test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, EXACT, 2, PATCH
         ),
     ),
     Mutation(

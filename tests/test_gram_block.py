@@ -8,6 +8,8 @@ from gram_cases import (
     BY_NAME,
     CASES,
     DEVICE,
+    DTYPES,
+    EXACT,
     FLOORS,
     SHAPE,
     TIMES,
@@ -29,7 +31,7 @@ from kernels.kernel import Norm
 from kernels.runtime import INTERPRETED, recorded
 
 cases = pytest.mark.parametrize("case", CASES)
-dtypes = pytest.mark.parametrize("dtype", TIMES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +45,7 @@ def test_training_is_as_near_to_fp64_as_eager(case: str, dtype: torch.dtype) -> 
 @cases
 @pytest.mark.usefixtures("small_products")
 def test_training_over_many_runs_splits_and_blocks(case: str) -> None:
-    assert violations(form_of(case), operands_of(case, torch.float64, (3, 24, 5, 6))) == []
+    assert violations(form_of(case), operands_of(case, EXACT, (3, 24, 5, 6))) == []
 
 
 @cases
@@ -58,7 +60,7 @@ def test_evaluation_is_as_near_to_fp64_as_eager(case: str, dtype: torch.dtype) -
 
 @cases
 def test_statistics_are_those_of_what_each_batch_norm_takes(case: str) -> None:
-    operands = operands_of(case, torch.float64)
+    operands = operands_of(case, EXACT)
     seen: list[Tensor] = []
 
     def noted(x: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401 - passed on
@@ -71,9 +73,10 @@ def test_statistics_are_those_of_what_each_batch_norm_takes(case: str) -> None:
         form_of(case).oracle(operands, True)
     _, statistics = bottleneck(*operands)
     assert len(statistics) == len(seen) == len(operands.norms)
+    tolerance = 1e-10 if INTERPRETED else 1e-4
     for found, x in zip(statistics, seen, strict=True):
         var, mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
-        torch.testing.assert_close(found, torch.stack((mean, var)), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found, torch.stack((mean, var)), rtol=tolerance, atol=tolerance)
 
 
 @dtypes
@@ -119,6 +122,7 @@ def test_what_is_no_number_reaches_every_channel(value: float) -> None:
         assert not found[name].isfinite().all(), name
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="differences of fp32 tell nothing")
 @pytest.mark.parametrize("case", BY_NAME)
 def test_the_gradients_are_those_of_finite_differences(case: str) -> None:
     operands = operands_of(case, torch.float64, (2, 8, 3, 4), seed=3)

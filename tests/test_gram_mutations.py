@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from gram_cases import V1, operands_of, violations
+from gram_cases import EXACT, V1, operands_of, violations
 
 import kernels
 from kernels import runtime
@@ -170,7 +169,7 @@ def changed(folder: Path, module: str = "", old: str = "", new: str = "") -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         small = ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-        patch.setattr(importlib.import_module(f"{name}.product"), "INTERPRETED_PRODUCT", small)
+        patch.setattr(importlib.import_module(f"{name}.product"), "product_tile", lambda _: small)
         machine = replace(runtime.ARCHITECTURES["interpreter"], multiprocessors=8)
         patch.setitem(runtime.ARCHITECTURES, "interpreter", machine)
         yield importlib.import_module(f"{name}.bottleneck_forms")
@@ -180,7 +179,7 @@ def changed(folder: Path, module: str = "", old: str = "", new: str = "") -> Ite
 
 def wrong(forms: ModuleType, case: str) -> list[str]:
     form = next(form for form in forms.BLOCKS if form.name == case.partition(",")[0])
-    return violations(form, operands_of(case, torch.float64, (3, 20, 7, 8)))
+    return violations(form, operands_of(case, EXACT, (3, 20, 7, 8)))
 
 
 @pytest.mark.parametrize("case", ["bottleneck", PROJECTION, DOWNSAMPLING, V1])

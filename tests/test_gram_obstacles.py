@@ -4,10 +4,13 @@ import warnings
 
 import pytest
 import torch
-from gram_networks import block, network
+from gram_networks import DEVICE, block, network
 from shallow_programs import relative
 from torch import nn
 
+from kernels.bottleneck_forms import BLOCKS
+from kernels.runtime import recorded
+from resnet import gram_bottleneck
 from resnet.fuse import fuse
 from resnet.fused_blocks import FusedBottleneck
 from resnet.gram_bottleneck import GramBottleneck
@@ -88,3 +91,24 @@ def test_another_precision_without_autocast_is_refused_as_the_plain_block_does()
         plain(x.bfloat16())
     with pytest.raises(RuntimeError), pytest.warns(UserWarning, match="differ in precision"):
         of(x.bfloat16())
+
+
+def test_fp64_is_computed_layer_by_layer_where_triton_has_no_products_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, plain, x = block()
+    of, plain, x = of.double(), plain.double(), x.double()
+    monkeypatch.setattr(gram_bottleneck, "multiplies", lambda _: False)
+    with pytest.warns(UserWarning, match="computed layer by layer: its input is fp64"):
+        found = of(x)
+    assert relative(found, plain(x)) < 1e-12
+    operands = BLOCKS[0].make((2, 16, 4, 4), torch.float64, "meta")
+    with recorded("sm_90"), pytest.raises(RuntimeError, match="no products of fp64 matrices on GPUs"):
+        BLOCKS[0].run(operands, True)
+
+
+def test_autocast_leaves_fp64_as_it_is() -> None:
+    of, plain, x = block()
+    of, plain, x = of.double(), plain.double(), x.double()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        found, wanted = of(x), plain(x)
+    assert found.dtype == wanted.dtype == torch.float64
+    assert relative(found, wanted) < 1e-12

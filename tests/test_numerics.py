@@ -24,6 +24,7 @@ from bench.report.numerics import page
 from bench.types import Device
 from kernels import gram
 from kernels.bottleneck_forms import BlockOperands
+from kernels.runtime import INTERPRETED
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -177,6 +178,11 @@ def test_sides_are_counted() -> None:
     found = compare(form, form.make((2, 64, 8, 8), torch.bfloat16, DEVICE))
     assert 0 < found.sides < 0.01
     assert 0 < found.eager_sides < 0.01
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels multiply fp64 in the interpreter alone")
+def test_nothing_but_rounding_is_counted() -> None:
+    form = FORMS["bottleneck"]
     exact = compare(form, form.make((2, 64, 8, 8), torch.float64, DEVICE))
     assert exact.sides == exact.eager_sides == 0
     assert all(of.error < 1e-9 for of in exact.tensors)
