@@ -36,11 +36,13 @@ from kernels.product import (
     small_block,
     source_rows,
 )
-from kernels.runtime import Budget, launch_kernel
+from kernels.runtime import Budget, architecture, launch_kernel
 
 SAMPLED_ROWS = 128
 SAMPLED_CHANNELS = 64  # of a program
 SMALLEST: tl.constexpr = tl.constexpr(2.0**-14)  # y below that count as it: there fp16 has fewer digits
+_TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+_OWN_TRANSPOSE = (3, 8)  # before, Triton (3.6 at least) fails to multiply a tile with its own transpose on Blackwell
 MERGED_CHANNELS = 16  # of a side of the covariance, of a program
 INTERPRETED_MERGED = 256
 
@@ -87,7 +89,7 @@ def _gram(
     line_ptr,  # [3, C] or None
     centre_ptr,  # [C]
     rows, C, pixels, width, source_pixels, source_width, rows_per_split,
-    STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCKS: tl.constexpr,
+    STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCKS: tl.constexpr, COPIED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) // BLOCKS
@@ -107,6 +109,8 @@ def _gram(
         source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)
         left = activation_tile(x_ptr, line_ptr, centre_ptr, source, at < last, of_i, C)
         right = left
+        if COPIED:
+            right = left + tl.zeros_like(left)
         if BLOCKS > 1:
             right = activation_tile(x_ptr, line_ptr, centre_ptr, source, at < last, of_j, C)
         product = tl.dot(tl.trans(left), right, product, input_precision=PRECISION)
@@ -218,6 +222,7 @@ def _covariance_of(source: Source) -> Tensor:
         products, sums, x, source.line, source.centre,
         pixels.rows, channels, *pixels.geometry, plan.rows_per_run,
         STRIDE=source.stride, PRECISION=product_precision(x.dtype), BLOCKS=blocks,
+        COPIED=architecture().name == "sm_100" and _TRITON < _OWN_TRANSPOSE,
         BLOCK_ROWS=plan.block_inner, BLOCK_CHANNELS=plan.block_columns,
         num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(

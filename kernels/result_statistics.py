@@ -29,7 +29,7 @@ from kernels.product import small_block
 from kernels.runtime import Budget, launch_kernel
 
 ROUNDINGS = 2  # in units of eps of sums, of the terms of a variance
-VARIED_FILTERS, VARIED_CHANNELS = 32, 64  # of a program of _varied, which multiplies as many channels at a time
+VARIED_FILTERS, VARIED_CHANNELS = 32, 32  # of a program of _varied, which multiplies as many channels at a time
 FILTERS, CHANNELS = 16, 128  # of a program of _filter_statistics, and of each of its steps
 
 
