@@ -35,16 +35,20 @@ def count(request: Request) -> list[Traffic]:
             scheme=name,
             operations=operations(DECLARED[name], sizes, request.mode)
             if name in DECLARED
-            else step(_fused(network, name), images(request), train=request.mode == "train"),
+            else step(fused(network, name), images(request), train=request.mode == "train"),
         )
         for name in request.schemes
     ]
 
 
 def plain_network(request: Request) -> ResNet:
-    """Without data; filters in the precision that autocast would multiply in, BatchNorms in fp32."""
+    """Without data, as it is counted."""
     with torch.device("meta"):
-        network = build_model(request.model)
+        return as_counted(build_model(request.model), request)
+
+
+def as_counted(network: ResNet, request: Request) -> ResNet:
+    """Changed in place: filters in the precision that autocast would multiply in, BatchNorms in fp32."""
     network = network.to(memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -52,13 +56,13 @@ def plain_network(request: Request) -> ResNet:
     return network.train(request.mode == "train")
 
 
-def images(request: Request) -> Tensor:
-    """[N, 3, H, W] without data."""
+def images(request: Request, device: str = "meta") -> Tensor:
+    """[N, 3, H, W] that nobody has written yet."""
     size = (request.batch_size, 3, request.image_size, request.image_size)
-    return torch.empty(size, dtype=DTYPES[request.precision], device="meta").to(memory_format=torch.channels_last)
+    return torch.empty(size, dtype=DTYPES[request.precision], device=device, memory_format=torch.channels_last)
 
 
-def _fused(network: ResNet, name: str) -> nn.Module:
+def fused(network: ResNet, name: str) -> nn.Module:
     path = PATHS_BY_NAME[name]
     return fuse(network, rebuild=path.rebuild, gram=path.gram) if path.fuse else network
 

@@ -8,7 +8,8 @@ from typing import get_args
 
 import click
 
-from bench import isolation, listings
+from bench import isolation, listings, traffic_counters
+from bench.kernel_progress import watching
 from bench.options import OUTPUT_OPTIONS, UNJUDGED, Exit, epilog, grouped, names
 from bench.output import Output
 from bench.traffic_schemes import all_schemes, scheme_of
@@ -46,6 +47,11 @@ REDUCTION = 32  # of the sides of images, until the last stage
 )
 @click.option("--layers", is_flag=True, help="List every operation.")
 @click.option(
+    "--counters/--no-counters",
+    default=True,
+    help="On this machine's GPU, what its own counters see, by ncu: some minutes. [default: where it can]",
+)
+@click.option(
     "--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables as a page here."
 )
 @grouped(OUTPUT_OPTIONS)
@@ -59,6 +65,7 @@ def traffic(
     paths: Sequence[str] | None,
     device: str | None,
     layers: bool,
+    counters: bool,
     page: Path | None,
     quiet: bool,
     as_json: bool,
@@ -73,7 +80,8 @@ def traffic(
     The floor is, for each operation, the time of its bytes at the device's memory bandwidth or of its FLOPs at its rate
     of products, whichever is longer, summed over the step.
 
-    What a GPU's own counters saw is not shown: they cannot be read without special rights.
+    On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is run with
+    data too, and what passed between memory and caches stands beside what is counted; --no-counters leaves that out.
     """
     request = Request(
         model=_known(model),
@@ -86,12 +94,24 @@ def traffic(
     _require_values(request)
     if page is not None:
         _require_writable(page)
+    output = Output(quiet=quiet, as_json=as_json)
     name, ceilings = _ceilings(device, precision)
     found = isolation.call("bench.traffic:count", request)
+    with watching(output.console()) as watch:
+        seen, unseen = (
+            traffic_counters.read(request, lambda scheme: watch.phase(f"counters of {scheme}"))
+            if counters and name == "cuda"
+            else ((), ())
+        )
     counted = Counted(
-        request=request, traffic=tuple(sorted(found, key=lambda of: -of.bytes)), device=name, ceilings=ceilings
+        request=request,
+        traffic=tuple(sorted(found, key=lambda of: -of.bytes)),
+        device=name,
+        ceilings=ceilings,
+        seen=seen,
+        unseen=unseen,
     )
-    _conclude(counted, Output(quiet=quiet, as_json=as_json), page, layers=layers)
+    _conclude(counted, output, page, layers=layers)
 
 
 def _known(model: str) -> str:
@@ -155,7 +175,7 @@ def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bo
         rows,
         Exit.VALID,
         files=files,
-        lines=[f"floor of {report.rates(counted)}"],
+        lines=[f"floor of {report.rates(counted)}", *counted.unseen],
         table=listings.table(report.totals(counted)),
     )
 

@@ -1,7 +1,8 @@
 """The nouns of `resbench traffic`, as frozen data, and a table of GPUs: standard library only.
 
 An **operation** is one launch or one call of a library in a step. A **scheme** is a way to move the data of a step:
-that of a path that is run without data, or one that is declared (`bench.traffic_schemes`).
+that of a path that is run without data, or one that is declared (`bench.traffic_schemes`). What is **seen** comes from
+the counters of a GPU that runs the step with data.
 """
 
 from dataclasses import dataclass
@@ -68,6 +69,19 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What passed between a GPU's memory and its caches in one step of a scheme."""
+
+    scheme: str
+    read_bytes: int
+    written_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.read_bytes + self.written_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """A GPU that need not be here: the peaks of its vendor's data sheet, which nothing reaches."""
 
@@ -103,3 +117,5 @@ class Counted:
     traffic: tuple[Traffic, ...]  # the most bytes first
     device: str  # a row of MACHINES, or this machine's cpu or cuda
     ceilings: Ceilings  # of the device: its data sheet's or measured
+    seen: tuple[Seen, ...] = ()  # of the schemes whose counters could be read; only where the device is a GPU here
+    unseen: tuple[str, ...] = ()  # why others could not, a sentence a reason

@@ -75,6 +75,7 @@ OPTIONS = {
         "--image-size",
         "--paths",
         "--device",
+        "--counters",
         "--layers",
         "--markdown",
         "-q",

@@ -17,12 +17,15 @@ ALL = ""  # the part of a row that is about the whole network
 
 
 def records(counted: Counted, *, operations: bool) -> list[Record]:
-    """A row for every scheme, for every part of the network, and where asked for every operation; raw values."""
+    """A row for every scheme, for every part of the network, and where asked for every operation; raw values.
+
+    `seen_bytes`, of the row of a whole scheme, are those of the GPU's counters; None where there are none.
+    """
     return [
         {"scheme": traffic.scheme, **row}
         for traffic in counted.traffic
         for row in (
-            _row(counted, traffic, part=ALL),
+            _row(counted, traffic, part=ALL) | {"seen_bytes": _seen(counted).get(traffic.scheme)},
             *(_row(counted, of, part=part) for part, of in traffic.parts().items()),
             *(_operation(counted, of) for of in (traffic.operations if operations else ())),
         )
@@ -45,13 +48,18 @@ def _operation(counted: Counted, of: Operation) -> Record:
     return _row(counted, of, part=of.part) | {"direction": of.direction, "operation": of.name, "shape": list(of.shape)}
 
 
+def _seen(counted: Counted) -> dict[str, int]:
+    return {of.scheme: of.bytes for of in counted.seen}
+
+
 def totals(counted: Counted) -> list[Record]:
-    """A line for each scheme, the most bytes first."""
+    """A line for each scheme, the most bytes first; with what counters saw beside what is counted, if anything."""
     least = counted.traffic[-1].bytes
     return [
         {
             "scheme": row["scheme"],
             "MB/image": significant(row["bytes_per_image"] / MEGA),
+            **(_seen_columns(counted, row) if counted.seen else {}),
             "over the least": ratio(row["bytes"] / least),
             "GFLOP/image": significant(row["flops_per_image"] / GIGA),
             "GB/step": significant(row["bytes"] / GIGA),
@@ -61,6 +69,14 @@ def totals(counted: Counted) -> list[Record]:
         for row in records(counted, operations=False)
         if row["part"] == ALL
     ]
+
+
+def _seen_columns(counted: Counted, row: Record) -> Record:
+    seen = row["seen_bytes"]
+    return {
+        "counters MB/image": MISSING if seen is None else significant(seen / counted.request.batch_size / MEGA),
+        "over counted": MISSING if seen is None else ratio(seen / row["bytes"]),
+    }
 
 
 def by_part(counted: Counted) -> list[Record]:
@@ -120,6 +136,7 @@ def write_page(counted: Counted, file: Path, command: str) -> Path:
         request=request,
         mode=MODE_WORDS[request.mode],
         rates=rates(counted),
+        counted=counted,
         schemes=table([_described(of, counted) for of in counted.traffic], tuple(map(_left, _DESCRIBED))),
         totals=table(totals(counted), _columns(totals(counted))),
         parts=table(by_part(counted), _columns(by_part(counted))),
