@@ -279,7 +279,7 @@ def test_h200_begins_with_resnet50_by_every_path() -> None:
     assert [(case.path, case.mode) for case in cases[: len(cells)]] == cells
     assert {(c.model, c.precision, c.batch_size) for c in cases[: len(cells)]} == {("resnet50", "bf16", 256)}
     later = cases[len(cells) :]
-    assert {case.model for case in later} == {"resnet18", "resnet50", "resnet152"}
+    assert {case.model for case in later} == {"resnet18", "resnet50", "resnet101", "resnet152"}
     assert {case.batch_size for case in later} == {1, 32, 256, 512}
     assert {case.precision for case in later} == {"bf16", "fp32", "tf32", "fp16"}
 

@@ -130,6 +130,7 @@ def test_a_page_says_where_the_counters_are_from(ncu: Ncu, tmp_path: Path) -> No
     page = tmp_path / "page.md"
     told("--paths", "gram", "--markdown", str(page))
     assert "*counters*: what passed between this GPU's memory and its caches" in page.read_text()
+    assert "nothing is measured" not in page.read_text()
     assert ncu.calls
     told("--paths", "gram", "--markdown", str(page), "--no-counters")
     assert "this page was counted without" in page.read_text()
