@@ -75,7 +75,7 @@ def count(ncu: str, request: Request) -> Seen | str:
     ran = subprocess.run(  # noqa: S603 - the tool named by PATH
         [ncu, *OPTIONS, *child], env=plain, capture_output=True, text=True, errors="replace", check=False
     )
-    lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
+    lines = [line for line in f"{ran.stdout}\n{ran.stderr}".splitlines() if line.strip()]
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     if any(_REFUSED in error for error in errors):
         return NO_RIGHTS
