@@ -36,12 +36,11 @@ from kernels.product import (
     small_block,
     source_rows,
 )
-from kernels.runtime import Budget, architecture, launch_kernel
+from kernels.runtime import TRITON, Budget, architecture, launch_kernel
 
 SAMPLED_ROWS = 128
 SAMPLED_CHANNELS = 64  # of a program
 SMALLEST: tl.constexpr = tl.constexpr(2.0**-14)  # y below that count as it: there fp16 has fewer digits
-_TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 _OWN_TRANSPOSE = (3, 8)  # before, Triton (3.6 at least) fails to multiply a tile with its own transpose on Blackwell
 MERGED_CHANNELS = 16  # of a side of the covariance, of a program
 INTERPRETED_MERGED = 256
@@ -222,7 +221,7 @@ def _covariance_of(source: Source) -> Tensor:
         products, sums, x, source.line, source.centre,
         pixels.rows, channels, *pixels.geometry, plan.rows_per_run,
         STRIDE=source.stride, PRECISION=product_precision(x.dtype), BLOCKS=blocks,
-        COPIED=architecture().name == "sm_100" and _TRITON < _OWN_TRANSPOSE,
+        COPIED=architecture().name == "sm_100" and TRITON < _OWN_TRANSPOSE,
         BLOCK_ROWS=plan.block_inner, BLOCK_CHANNELS=plan.block_columns,
         num_warps=plan.num_warps, num_stages=plan.num_stages, chosen_for=plan.product,
         budget=lambda: Budget(

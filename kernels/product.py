@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.normalise import kept, normalised
 from kernels.product_tiles import Multiplied, Product, ProductPass, ProductTile, choice_for, tile_on
-from kernels.runtime import architecture, require_runnable
+from kernels.runtime import TRITON, architecture, require_runnable
 from kernels.tiles import unpack_bits
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
@@ -172,6 +172,7 @@ DEEP = 256  # multiplied channels on either side: from here on a product is boun
 WIDE = 128  # of the result of a row product: from here on a small tile would have its operands read again and again
 MERGED_SPLITS = 16
 LEAST_BLOCK = 16  # of any side of what tensor cores multiply
+_FP64_PRODUCTS = (3, 8)  # 3.6 refuses them, 3.8 still fails to compile some
 SPECIALISED = 16  # of what multiples the compiler knows
 
 
@@ -248,8 +249,8 @@ def _scattered(channels: int) -> bool:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether kernels can multiply matrices of a dtype here: of fp64 in the interpreter alone, Triton has no others."""
-    return dtype != torch.float64 or architecture().name == "interpreter"
+    """Whether kernels can multiply matrices of a dtype here: of fp64 in the interpreter alone, if it is new enough."""
+    return dtype != torch.float64 or (architecture().name == "interpreter" and TRITON >= _FP64_PRODUCTS)
 
 
 def require_products(x: Tensor) -> None:
@@ -260,7 +261,7 @@ def require_products(x: Tensor) -> None:
     """
     require_runnable(x.device)
     if not multiplies(x.dtype):
-        raise RuntimeError("Triton has no products of fp64 matrices on GPUs: convert to fp32, or leave `gram` out")
+        raise RuntimeError("Triton has no products of fp64 matrices here: convert to fp32, or leave `gram` out")
 
 
 def product_precision(dtype: torch.dtype) -> Precision:

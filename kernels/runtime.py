@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels import interpreter
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+TRITON: tuple[int, ...] = tuple(map(int, triton.__version__.split(".")[:2]))
 
 if INTERPRETED:
     interpreter.mend()

@@ -17,7 +17,7 @@ _EMPTY = "its input is empty"
 _MIXED = "some of its BatchNorms normalise by the batch and others do not"
 _EVALUATED = "it is differentiated in evaluation mode"
 _EXPECTED = frozenset({_EMPTY, _MIXED, _EVALUATED})  # nobody has to be told
-_FP64 = "its input is fp64, of which Triton has no products on GPUs"
+_FP64 = "its input is fp64, of which Triton has no products here"
 _PRECISIONS = "its input and its filters differ in precision, without autocast"
 _HOOKS = "there are hooks on modules inside, which have to be called"
 
@@ -26,7 +26,7 @@ class GramBottleneck(FusedBottleneck):
     """One node of autograd in training; two products and a convolution in evaluation without gradients.
 
     Where that is not what is asked for (hooks on a module inside, evaluation with gradients, an empty batch), it is
-    computed as `FusedBottleneck` does; of hooks, mixed precisions and fp64 on a GPU a warning tells.
+    computed as `FusedBottleneck` does; of hooks, mixed precisions and fp64 a warning tells.
     """
 
     rebuild: bool = False  # else what conv2 takes is kept for the backward pass

@@ -12,11 +12,12 @@ from bench.kernel_parity import error
 from kernels import gram, gram_backward, product, result_statistics, runtime
 from kernels.bottleneck_forms import BLOCKS, BlockForm, BlockOperands
 from kernels.kernel import Shape
+from kernels.product import multiplies
 from kernels.product_tiles import ProductTile
-from kernels.runtime import INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXACT = torch.float64 if INTERPRETED else torch.float32  # the most that kernels multiply
+FP64 = multiplies(torch.float64)
+EXACT = torch.float64 if FP64 else torch.float32  # the most that kernels multiply
 DTYPES = tuple(dict.fromkeys((EXACT, torch.float32, torch.bfloat16, torch.float16)))
 BY_NAME = {form.name: form for form in BLOCKS}
 V1 = "bottleneck+downsampling, v1"  # the stride in the first convolution

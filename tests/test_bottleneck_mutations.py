@@ -14,7 +14,7 @@ import pytest
 import test_bottleneck_op
 import test_products
 import torch
-from gram_cases import EXACT, V1, operands_of, violations
+from gram_cases import EXACT, FP64, V1, operands_of, violations
 from test_gram_mutations import changed
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from bench.kernel_ops import mapped
 from bench.kernel_parity import error
 from kernels.bottleneck_forms import BlockForm
 from kernels.kernel import Shape
-from kernels.runtime import INTERPRETED
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -31,7 +30,7 @@ pytestmark = [
 
 Check = Callable[[ModuleType], None]  # of the table of forms
 FP16 = torch.float16
-TOLERANCE = 1e-12 if INTERPRETED else 1e-5
+TOLERANCE = 1e-12 if FP64 else 1e-5
 PATCH = object()  # stands for the `MonkeyPatch` of a check
 SHAPE: Shape = (3, 20, 7, 8)
 IDENTITY, PROJECTION, DOWNSAMPLING = "bottleneck", "bottleneck+projection", "bottleneck+downsampling"

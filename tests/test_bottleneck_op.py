@@ -8,6 +8,7 @@ from gram_cases import (
     BY_NAME,
     CASES,
     EXACT,
+    FP64,
     form_of,
     gradient_like,
     operands_of,
@@ -21,9 +22,8 @@ from kernels import gram
 from kernels.bottleneck import bottleneck
 from kernels.bottleneck_forms import BlockOperands
 from kernels.kernel import Shape
-from kernels.runtime import INTERPRETED
 
-CLOSE = 1e-9 if INTERPRETED else 1e-3
+CLOSE = 1e-9 if FP64 else 1e-3
 SMALL: Shape = (3, 12, 5, 6)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ def test_unusual_shapes_and_strides(odd: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [*([EXACT] if INTERPRETED else []), torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*([EXACT] if FP64 else []), torch.bfloat16], ids=str)
 def test_the_mean_of_a_few_rows_is_as_good_a_centre(
     case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gram_cases import DTYPES, EXACT
 from torch import Tensor, nn
 
 import resnet.model
@@ -26,7 +27,7 @@ from resnet.program import Program
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXACT = torch.float64 if INTERPRETED else torch.float16  # whose products tensor cores have: else nothing is chained
+CHAINED_IN = EXACT if INTERPRETED else torch.float16  # whose products tensor cores have: else nothing is chained
 PATH = PATHS_BY_NAME["folded-triton"]
 SMALL = "resnet17"  # not in DEPTHS: chains from a projected block, into its own stage and the next; the rest cannot be
 BASIC = "resnet10"
@@ -123,7 +124,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return choose
 
 
-@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_network_computes_what_eager_does(
     model: ResNet, images: Tensor, logits: Tensor, dtype: torch.dtype
 ) -> None:
@@ -152,8 +153,8 @@ def test_every_way_is_right_where_it_is_one_and_the_report_has_what_it_needs(
 ) -> None:
     """In fp64 nothing but the order of sums and of rounding differs: a wrong formula cannot hide."""
     only(way)
-    network = fold_into_products(model, EXACT)
-    assert relative(run(network, images), logits) < ERRORS[EXACT]
+    network = fold_into_products(model, CHAINED_IN)
+    assert relative(run(network, images), logits) < ERRORS[CHAINED_IN]
     found = choices(network)
     for block in BLOCKS:
         fits = block in CHAINED or not way.startswith("chained")
@@ -174,7 +175,7 @@ def test_what_is_measured_is_chain_against_as_much_work(
         return dict.fromkeys(calls, 1.0)
 
     monkeypatch.setattr(fastest, "_medians_ms", medians)
-    run(fold_into_products(model, EXACT), images)
+    run(fold_into_products(model, CHAINED_IN), images)
     assert set(seen) == set(WAYS)
     assert all(results == [Tensor, Tensor] for results in seen.values())
 
@@ -187,8 +188,8 @@ def test_a_stride_in_the_next_convolution_is_no_chain(images: Tensor) -> None:
         assert isinstance(block, Bottleneck)
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     wanted = run(copy.deepcopy(model).double(), images.double())
-    network = fold_into_products(model, torch.float64)
-    assert relative(run(network, images), wanted) < ERRORS[torch.float64]
+    network = fold_into_products(model, EXACT)
+    assert relative(run(network, images), wanted) < ERRORS[EXACT]
     if INTERPRETED:
         found = choices(network)
         assert [found[of] for of in ("layer1.0.end", "layer1.1.end", "layer2.0.conv1")] == ["chained"] + ["product"] * 2
@@ -203,8 +204,8 @@ def test_a_bias_in_front_of_a_batch_norm_and_one_without_parameters(images: Tens
     for norm in (block.bn1, block.bn2):
         norm.weight = norm.bias = None  # type: ignore[assignment]
     wanted = run(copy.deepcopy(model).double(), images.double())
-    network = fold_into_products(model, torch.float64)
-    assert relative(run(network, images), wanted) < ERRORS[torch.float64]
+    network = fold_into_products(model, EXACT)
+    assert relative(run(network, images), wanted) < ERRORS[EXACT]
 
 
 def test_basic_blocks_are_folded(images: Tensor) -> None:

@@ -11,6 +11,7 @@ from gram_cases import (
     DTYPES,
     EXACT,
     FLOORS,
+    FP64,
     SHAPE,
     TIMES,
     form_of,
@@ -73,7 +74,7 @@ def test_statistics_are_those_of_what_each_batch_norm_takes(case: str) -> None:
         form_of(case).oracle(operands, True)
     _, statistics = bottleneck(*operands)
     assert len(statistics) == len(seen) == len(operands.norms)
-    tolerance = 1e-10 if INTERPRETED else 1e-4
+    tolerance = 1e-10 if FP64 else 1e-4
     for found, x in zip(statistics, seen, strict=True):
         var, mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
         torch.testing.assert_close(found, torch.stack((mean, var)), rtol=tolerance, atol=tolerance)
@@ -122,7 +123,7 @@ def test_what_is_no_number_reaches_every_channel(value: float) -> None:
         assert not found[name].isfinite().all(), name
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="differences of fp32 tell nothing")
+@pytest.mark.skipif(not FP64, reason="differences of fp32 tell nothing")
 @pytest.mark.parametrize("case", BY_NAME)
 def test_the_gradients_are_those_of_finite_differences(case: str) -> None:
     operands = operands_of(case, torch.float64, (2, 8, 3, 4), seed=3)

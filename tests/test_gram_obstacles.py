@@ -101,7 +101,7 @@ def test_fp64_is_computed_layer_by_layer_where_triton_has_no_products_of_it(monk
         found = of(x)
     assert relative(found, plain(x)) < 1e-12
     operands = BLOCKS[0].make((2, 16, 4, 4), torch.float64, "meta")
-    with recorded("sm_90"), pytest.raises(RuntimeError, match="no products of fp64 matrices on GPUs"):
+    with recorded("sm_90"), pytest.raises(RuntimeError, match="no products of fp64 matrices here"):
         BLOCKS[0].run(operands, True)
 
 

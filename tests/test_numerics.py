@@ -24,7 +24,7 @@ from bench.report.numerics import page
 from bench.types import Device
 from kernels import gram
 from kernels.bottleneck_forms import BlockOperands
-from kernels.runtime import INTERPRETED
+from kernels.product import multiplies
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -180,7 +180,7 @@ def test_sides_are_counted() -> None:
     assert 0 < found.eager_sides < 0.01
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="kernels multiply fp64 in the interpreter alone")
+@pytest.mark.skipif(not multiplies(torch.float64), reason="kernels multiply no fp64 here")
 def test_nothing_but_rounding_is_counted() -> None:
     form = FORMS["bottleneck"]
     exact = compare(form, form.make((2, 64, 8, 8), torch.float64, DEVICE))

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from gram_cases import DEVICE, EXACT, small_products  # noqa: F401 - a fixture
+from gram_cases import DEVICE, EXACT, FP64, small_products  # noqa: F401 - a fixture
 from test_gram_kernels import activated, line_of, mask_of, normalised, random, rows
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
@@ -27,7 +27,7 @@ from kernels.product import (
 )
 from kernels.product_tiles import ProductPass, ProductTile
 from kernels.result_statistics import ROUNDINGS, result_statistics
-from kernels.runtime import ARCHITECTURES, INTERPRETED, architecture, recorded
+from kernels.runtime import ARCHITECTURES, architecture, recorded
 
 N, K, HEIGHT, WIDTH = 3, 20, 7, 9
 ODD = 28  # columns: no multiple of a tile, nor of the bits of a byte
@@ -36,7 +36,7 @@ PASSES: tuple[ProductPass, ...] = get_args(ProductPass)
 SIZES = (1, 16, 20, 64, 256, 2048)  # of channels
 ROWS = (1, 5, 16, 4097, 256 * 56 * 56)
 
-CLOSE = 1e-11 if INTERPRETED else 1e-4
+CLOSE = 1e-11 if FP64 else 1e-4
 
 dtypes = pytest.mark.parametrize("dtype", dict.fromkeys((torch.bfloat16, torch.float32, EXACT)), ids=str)
 halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
