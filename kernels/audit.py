@@ -32,13 +32,13 @@ from kernels.bottleneck_forms import BlockForm
 from kernels.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
 from kernels.kernel import Kernel, Shape
 from kernels.library import CUBLAS
+from kernels.product import SPECIALISED
 from kernels.runtime import ARCHITECTURES, Call, recorded
 from kernels.table import FORMS as FUSED
 
 RUNNING_STATISTICS = "running statistics"
 FORMS = (*FUSED, RUNNING_STATISTICS)
 WIDE = 128  # bits
-SPECIALISED = 16  # of what multiples the compiler knows
 PRODUCTS = ("highest", "high")  # how torch multiplies fp32: as it is, or in TF32
 SIDES = ("BLOCK_ROWS", "BLOCK_CHANNELS", "BLOCK_COLUMNS", "BLOCK_INNER")  # of tiles, as kernels name them
 

@@ -27,13 +27,13 @@ from kernels.product import (
     on_line,
     product_launch,
     product_precision,
+    scattered,
     source_rows,
 )
 from kernels.runtime import Budget, architecture, launch_kernel
 
 MOST_CHANNELS = 128  # of y and of next
 MOST_PROJECTED = 64  # of the source of a projected shortcut
-UNIT = 16  # of what multiples of channels the compiler knows: else addresses alone take more registers than there are
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def chainable(dtype: torch.dtype, inner: int, columns: int, following: int, proj
     Tensor cores have to multiply: what threads multiply themselves takes more, and is not bound by memory.
     """
     narrow = max(inner, following) <= MOST_CHANNELS and projected <= MOST_PROJECTED
-    known = all(channels % UNIT == 0 for channels in (inner, columns, following, projected))
+    known = not any(map(scattered, (inner, columns, following, projected)))  # else addresses alone fill the registers
     multiplied = dtype.itemsize == 2 or product_precision(dtype) == "tf32"  # noqa: PLR2004 - bytes
     return narrow and known and (multiplied or architecture().name == "interpreter")
 

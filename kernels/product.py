@@ -225,7 +225,7 @@ def product_of(kind: ProductPass, dtype: torch.dtype, columns: int, inner: int) 
     if dtype.itemsize == 2:  # noqa: PLR2004 - bytes
         deep = WIDE if kind in ("row product", "gram") else DEEP
         multiplied = "16 bits, deep" if min(columns, inner) >= deep else "16 bits"
-    if _scattered(columns) or _scattered(inner):
+    if scattered(columns) or scattered(inner):
         multiplied = "scattered"
     return Product(architecture().name, multiplied, kind, columns, inner)
 
@@ -243,7 +243,7 @@ def product_tile(product: Product) -> ProductTile:
     return tile_on(*product[:3]) if choice == "library" else choice
 
 
-def _scattered(channels: int) -> bool:
+def scattered(channels: int) -> bool:
     """Whether the compiler does not know a row's address to be aligned: every element has an address of its own."""
     return channels % SPECIALISED != 0
 
@@ -280,7 +280,7 @@ def small_block(most: int, of: int, *, interpreted: int = INTERPRETED_BLOCK) -> 
     """The side of a block of what has no rows: at most `most`, but for the interpreter, where each program counts."""
     if architecture().name == "interpreter":
         return _block(interpreted, of)
-    return _block(LEAST_BLOCK if _scattered(of) else most, of)
+    return _block(LEAST_BLOCK if scattered(of) else most, of)
 
 
 def _block(most: int, of: int) -> int:

@@ -5,11 +5,9 @@ A mutant is a copy of the modules with device code, in which one text is replace
 
 import importlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -19,8 +17,8 @@ import test_bn_mask
 import test_bn_shapes
 import test_bn_statistics
 import torch
+from mutants import copied
 
-import kernels
 from kernels import launch
 from kernels.kernel import Kernel, Shape
 
@@ -29,9 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]
 
-SOURCES = Path(kernels.__file__).parent
 COPIED = ("tiles", "batch_statistics", "normalise", "bn_backward", "bn_act", "bn_pool", "table")
-_numbers = count()
 
 Check = Callable[[ModuleType], None]
 
@@ -262,28 +258,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def changed(folder: Path, module: str = "", old: str = "", new: str = "") -> Iterator[ModuleType]:
     """The table of a copy of the kernels in which a text is replaced, in place of the kernels' own in the tests."""
-    name = f"mutant{next(_numbers)}"
-    (folder / name).mkdir()
-    for copied in COPIED:
-        text = (SOURCES / f"{copied}.py").read_text(encoding="utf-8")
-        if copied == module:
-            assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {module}.py"
-            text = text.replace(old, new)
-        for other in COPIED:
-            text = text.replace(f"from kernels.{other} import", f"from {name}.{other} import")
-        text = text.replace("from kernels import", f"from {name} import").replace('"resbench::', f'"{name}::')
-        (folder / name / f"{copied}.py").write_text(text, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+    with copied(folder, COPIED, module, old, new) as name, pytest.MonkeyPatch.context() as patch:
         table, act, pool, statistics = (
-            importlib.import_module(f"{name}.{copied}") for copied in ("table", "bn_act", "bn_pool", "batch_statistics")
+            importlib.import_module(f"{name}.{copy}") for copy in ("table", "bn_act", "bn_pool", "batch_statistics")
         )
         patch.setattr(bn_cases, "bn_act", act)
         patch.setattr(bn_cases, "bn_pool", pool)
         patch.setattr(test_bn_statistics, "update_running_statistics", statistics.update_running_statistics)
         yield table
-    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == name]:
-        del sys.modules[loaded]
 
 
 def test_a_copy_without_a_mutation_passes_every_check(tmp_path: Path) -> None:

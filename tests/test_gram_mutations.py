@@ -4,18 +4,16 @@ As in `test_bn_mutations`: a mutant is a copy of the modules in which one text i
 """
 
 import importlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from gram_cases import EXACT, V1, operands_of, violations
+from mutants import copied
 
-import kernels
 from kernels import runtime
 from kernels.product_tiles import ProductTile
 
@@ -24,13 +22,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]
 
-SOURCES = Path(kernels.__file__).parent
 COPIED = (
     "product", "conv_statistics", "gram", "result_statistics", "block_end", "filter_gradient", "gram_backward",
     "inner_gradient", "input_gradient", "bottleneck_parts", "bottleneck_backward", "bottleneck", "bottleneck_inference",
     "bottleneck_forms",
 )  # fmt: skip
-_numbers = count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,25 +152,12 @@ MUTATIONS = (
 @contextmanager
 def changed(folder: Path, module: str = "", old: str = "", new: str = "") -> Iterator[ModuleType]:
     """The table of a copy of the kernels in which a text is replaced, with many tiles, as large tensors have them."""
-    name = f"blockmutant{next(_numbers)}"
-    (folder / name).mkdir()
-    for copied in COPIED:
-        text = (SOURCES / f"{copied}.py").read_text(encoding="utf-8")
-        if copied == module:
-            assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {module}.py"
-            text = text.replace(old, new)
-        for other in COPIED:
-            text = text.replace(f"from kernels.{other} import", f"from {name}.{other} import")
-        (folder / name / f"{copied}.py").write_text(text.replace('"resbench::', f'"{name}::'), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+    with copied(folder, COPIED, module, old, new) as name, pytest.MonkeyPatch.context() as patch:
         small = ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
         patch.setattr(importlib.import_module(f"{name}.product"), "product_tile", lambda _: small)
         machine = replace(runtime.ARCHITECTURES["interpreter"], multiprocessors=8)
         patch.setitem(runtime.ARCHITECTURES, "interpreter", machine)
         yield importlib.import_module(f"{name}.bottleneck_forms")
-    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == name]:
-        del sys.modules[loaded]
 
 
 def wrong(forms: ModuleType, case: str) -> list[str]:
