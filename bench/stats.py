@@ -11,7 +11,8 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
-MINIMUM_SAMPLES = 10  # fewer say nothing about their own spread: a 95 % interval of a median does not exist below 6
+FEWEST_SAMPLES = 6  # below it a 95 % interval of a median does not exist
+MINIMUM_SAMPLES = 10  # before sampling may stop early: the range of fewer can be narrow by luck
 
 Samples = npt.NDArray[np.float64]
 
@@ -32,7 +33,7 @@ def median_interval(samples: npt.ArrayLike, *, confidence: float = 0.95) -> Inte
     most (1 - confidence) / 2 (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2; Le Boudec,
     Performance Evaluation of Computer and Communication Systems, theorem 2.1). A percentile bootstrap approximates
     this interval. Where there are too few samples for the confidence (below 6 for 95 %)
-    it is the whole range, which covers the median less often than asked for: see `MINIMUM_SAMPLES`.
+    it is the whole range, which covers the median less often than asked for: see `FEWEST_SAMPLES`.
 
     Raises:
         ValueError: no samples, samples that are not finite numbers, or a confidence outside (0, 1).
@@ -55,15 +56,16 @@ def speedups(baseline: Sequence[npt.ArrayLike], candidate: Sequence[npt.ArrayLik
     return np.array([np.median(_checked_times(over)) / np.median(_checked_times(under)) for over, under in pairs])
 
 
-def converged(samples: npt.ArrayLike, target: float) -> bool:
+def converged(samples: npt.ArrayLike, target: float, *, least: int = MINIMUM_SAMPLES) -> bool:
     """Whether the 95 % interval of the median has a half-width of at most `target` relative to the median.
 
-    False with fewer than `MINIMUM_SAMPLES`, or none. Cheap enough to ask after every few samples: one sort.
+    False with fewer than `least` samples, or none: `FEWEST_SAMPLES` to judge those of a sampling that is over. Cheap
+    enough to ask after every few samples: one sort.
 
     Raises:
         ValueError: samples that are not finite and above 0.
     """
-    if np.size(samples) < MINIMUM_SAMPLES:
+    if np.size(samples) < least:
         return False
     interval = median_interval(_checked_times(samples))
     return (interval.high - interval.low) / 2 <= target * interval.median

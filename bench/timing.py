@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter, perf_counter_ns
 from typing import Protocol
 
 import torch
 
-from bench.stats import converged, is_steady
+from bench.stats import FEWEST_SAMPLES, MINIMUM_SAMPLES, converged, is_steady
 from bench.types import Device, Settings
 
 Step = Callable[[], object]
@@ -17,6 +18,7 @@ _STEADY = 0.01  # relative difference of those medians that counts as steady
 _CHUNK_S = 0.25  # samples are taken in chunks of about this long; the stop rule is asked between chunks
 _MAX_SAMPLES = 5000  # once the least time is over
 _TURN_S = 0.1  # short against the drifts of clocks and of neighbours
+_REHEARSAL_STEPS = 3  # of a program that only takes turns
 _LONG_STEP_MS = 500.0  # a cache of some 10 MB is full again after some ms
 _TURN_STEPS = 100  # at most, for the size of the journal
 
@@ -107,6 +109,14 @@ def warm_up(step: Step, clock: Clock, settings: Settings) -> tuple[bool, float]:
     return is_steady(times, _WINDOW, _STEADY), min(times[-_WINDOW:])
 
 
+def rehearse(step: Step, clock: Clock) -> float:
+    """Milliseconds of a step, from a few of them that follow the first call; a long one tells alone."""
+    times = clock.sample(step, 1)
+    if times[0] < _LONG_STEP_MS:
+        times += clock.sample(step, _REHEARSAL_STEPS - 1)
+    return median(times)
+
+
 def turn(step: Step, clock: Clock, *, step_ms: float) -> list[float]:
     """A short run of steps, one side of a comparison by turns: ms of each. `step_ms` sets their number.
 
@@ -121,8 +131,8 @@ def turn(step: Step, clock: Clock, *, step_ms: float) -> list[float]:
 def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> Timing:
     """Sample until the 95 % interval of the median is within `settings.confidence` of it, or the budget ends.
 
-    But for `settings.sample_minimum_s` at least. All samples are kept. `step_ms`, from the warm-up, sets the length of
-    a chunk.
+    But for `settings.sample_minimum_s` at least, and whatever the budget until there are samples enough for an
+    interval. All samples are kept. `step_ms`, from the warm-up, sets the length of a chunk.
     """
     chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))
     least_s = min(settings.sample_minimum_s, settings.sample_budget_s)
@@ -133,8 +143,8 @@ def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> 
         samples += clock.sample(step, chunk)
         sampling_s += perf_counter() - before
         steps += clock.lead_in + chunk
-        known = converged(samples, settings.confidence)
         elapsed_s = perf_counter() - began
         over = elapsed_s >= settings.sample_budget_s or len(samples) >= _MAX_SAMPLES
-        if elapsed_s >= least_s and (known or over):
+        known = converged(samples, settings.confidence, least=FEWEST_SAMPLES if over else MINIMUM_SAMPLES)
+        if elapsed_s >= least_s and (known or (over and len(samples) >= FEWEST_SAMPLES)):
             return Timing(samples_ms=tuple(samples), wall_ms=sampling_s * 1e3 / steps, converged=known)

@@ -11,7 +11,7 @@ from itertools import cycle
 from time import perf_counter
 
 from bench.isolation import Worker, WorkerError, started
-from bench.stats import converged, speedups
+from bench.stats import FEWEST_SAMPLES, converged, speedups
 from bench.types import Case, Rounds, Settings
 
 Turn = Callable[[], list[float]]  # takes some steps; ms of each
@@ -50,7 +50,8 @@ def compare(
 def take(candidate: str, turns: dict[str, Turn], settings: Settings) -> dict[str, Rounds]:
     """Rounds until the candidate's speed-up over each of the others is known, or the sample budget ends.
 
-    Known: the 95 % interval of its median is within `settings.confidence` of it.
+    Known: the 95 % interval of its median is within `settings.confidence` of it. Whatever the budget, there are rounds
+    enough for an interval.
     """
     taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in turns}
     deadline = perf_counter() + settings.sample_budget_s
@@ -58,7 +59,8 @@ def take(candidate: str, turns: dict[str, Turn], settings: Settings) -> dict[str
         for name, steps_ms in samples.items():
             taken[name].append(tuple(steps_ms))
         over = (speedups(taken[name], taken[candidate]) for name in turns if name != candidate)
-        if perf_counter() >= deadline or all(converged(ratios, settings.confidence) for ratios in over):
+        enough = len(taken[candidate]) >= FEWEST_SAMPLES
+        if (enough and perf_counter() >= deadline) or all(converged(ratios, settings.confidence) for ratios in over):
             break
     return {name: tuple(turns_ms) for name, turns_ms in taken.items()}
 

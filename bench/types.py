@@ -28,6 +28,8 @@ class Status(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
+# Marks: the case was measured and its figures stand, under a condition that can only have made it slower or noisier.
+MARKS = frozenset({Status.UNSTABLE, Status.THROTTLED, Status.RECOMPILED, Status.SHARED_GPU})
 # How a case may end without anything having gone wrong.
 FINE = frozenset({Status.VALID, Status.NOT_TIMED, Status.UNSUPPORTED})
 
@@ -190,6 +192,7 @@ class Ceilings:
 
     copy_bytes_per_s: float  # bytes read plus bytes written
     matmul_flops_per_s: dict[str, float]  # fp64, fp32, tf32, bf16, fp16: those the device runs
+    measured_at: str = ""  # ISO 8601, UTC; an earlier run on this machine may have measured them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +231,8 @@ class Plan:
     cases: tuple[Case, ...]  # in the order they run: the most telling first
     settings: Settings
     command: str = ""  # as typed, for the report
+    budget_s: float | None = None  # the preset's own: a new run ends within it, and what it leaves out is no failure
+    emulated: bool = False  # measure precisions that the device only emulates: they were named on the command line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +242,7 @@ class Session:
     started_at: str  # ISO 8601, UTC
     wall_s: float
     interrupted: str = ""  # why it stopped before the plan was done: Ctrl-C, budget; empty when it ran to the end
+    as_planned: bool = False  # it stopped where the preset's own budget ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +261,9 @@ class Run:
         """The plan's cases that have no result yet."""
         done = {result.case.key for result in self.results}
         return tuple(case for case in self.plan.cases if case.key not in done)
+
+    @property
+    def left_out_as_planned(self) -> bool:
+        """Whether what is pending was left out by the preset's own budget, after something was measured."""
+        measured = any(result.measurement for result in self.results)
+        return measured and bool(self.sessions) and self.sessions[-1].as_planned

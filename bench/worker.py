@@ -8,10 +8,11 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from shutil import copytree
-from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -41,7 +42,6 @@ from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 
 _USABLE_MEMORY = 0.95  # of what is free, for a case on the CPU: it is refused memory before the machine is in trouble
-_REHEARSAL_STEPS = 3  # of a baseline: the median tells how many steps make a turn
 _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
 
@@ -52,7 +52,7 @@ def survey(device: Device, weights: str) -> Environment:
 
 def ceilings(device: Device) -> Ceilings:
     """What this device reaches, measured now; takes some seconds."""
-    return limits.measure_ceilings(device)
+    return replace(limits.measure_ceilings(device), measured_at=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def inspect(cases: tuple[Case, ...]) -> dict[str, tuple[Cost, str]]:
@@ -119,8 +119,7 @@ def run_baseline(case: Case, settings: Settings) -> None:
         images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
         step, clock = partial(program.step, program.place(images), labels), timing.CLOCKS[case.device]()
         timing.first_call(step, clock)
-        step_ms = median(clock.sample(step, _REHEARSAL_STEPS))
-        serve(partial(timing.turn, step, clock, step_ms=step_ms))
+        serve(partial(timing.turn, step, clock, step_ms=timing.rehearse(step, clock)))
 
 
 def fits(case: Case, settings: Settings, tools: Path | None) -> bool:

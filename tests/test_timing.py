@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import timing
-from bench.stats import MINIMUM_SAMPLES
+from bench.stats import FEWEST_SAMPLES, MINIMUM_SAMPLES, median_interval
 from bench.types import Settings
 
 
@@ -110,6 +110,21 @@ def test_samples_go_on_until_there_are_enough_to_tell(machine: Machine) -> None:
     timed = timing.measure(machine.step, machine, settings(sample_budget_s=100.0), step_ms=1000.0)
     assert timed.converged
     assert machine.chunks == [1] * MINIMUM_SAMPLES
+
+
+def test_slow_steps_are_sampled_until_there_is_an_interval_whatever_the_budget(machine: Machine) -> None:
+    machine.steps_ms = chain([10_000.0, 10_100.0, 9_900.0] * 100)
+    timed = timing.measure(machine.step, machine, settings(sample_budget_s=3.0, confidence=0.1), step_ms=10_000.0)
+    assert (len(timed.samples_ms), timed.converged) == (FEWEST_SAMPLES, True)
+    interval = median_interval(timed.samples_ms)
+    assert (interval.low, interval.high) == (9_900.0, 10_100.0), "the whole range: it covers the median to 97 %"
+    timed = timing.measure(machine.step, machine, settings(sample_budget_s=3.0, confidence=0.005), step_ms=10_000.0)
+    assert (len(timed.samples_ms), timed.converged) == (FEWEST_SAMPLES, False)
+
+
+def test_steps_that_agree_by_luck_do_not_stop_it_early(machine: Machine) -> None:
+    timed = timing.measure(machine.step, machine, settings(sample_budget_s=8.0), step_ms=1000.0)
+    assert len(timed.samples_ms) == MINIMUM_SAMPLES
 
 
 @pytest.mark.parametrize(("minimum_s", "samples"), [(0.2, 25), (0.9, 100), (60.0, 1000)])

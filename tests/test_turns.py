@@ -9,7 +9,7 @@ from synthetic_runs import CASE
 
 from bench import turns
 from bench.isolation import SERVING, WorkerCrashedError, started
-from bench.stats import MINIMUM_SAMPLES, speedups
+from bench.stats import FEWEST_SAMPLES, MINIMUM_SAMPLES, speedups
 from bench.types import Case, Settings
 
 
@@ -71,14 +71,20 @@ def test_rounds_go_on_for_the_speedup_that_is_not_known(machine: Machine) -> Non
 def test_rounds_end_with_the_budget(machine: Machine) -> None:
     programs = {"A": machine.turn(100.0, 300.0), "B": machine.turn(500.0)}
     machine.slowness = iter([1.0] * 100)
-    found = turns.take("A", programs, Settings(confidence=1e-9, sample_budget_s=2.0))
-    assert found == {"A": ((100.0, 300.0),) * 3, "B": ((500.0,),) * 3}
+    found = turns.take("A", programs, Settings(confidence=1e-9, sample_budget_s=6.0))
+    assert found == {"A": ((100.0, 300.0),) * 7, "B": ((500.0,),) * 7}
+
+
+def test_whatever_the_budget_there_are_rounds_enough_for_an_interval(machine: Machine) -> None:
+    programs = {"A": machine.turn(5000.0), "B": machine.turn(6000.0)}
+    found = turns.take("A", programs, Settings(sample_budget_s=3.0))
+    assert len(found["A"]) == len(found["B"]) == FEWEST_SAMPLES
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 EAGER, COMPILED = (replace(CASE, path=path, device="cpu", image_size=32) for path in ("eager", "compile"))
-QUICK = Settings(confidence=0.99, warmup_budget_s=0.1)
+QUICK = Settings(confidence=0.99, warmup_budget_s=0.1, sample_budget_s=600.0)
 
 
 def test_workers_take_turns() -> None:
