@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -74,8 +75,12 @@ def eager(case: Case, settings: Settings, precision: Precision) -> Program:
 
 
 def _affordable_batch(case: Case, settings: Settings, ceilings: Ceilings) -> int:
-    """The timed batch, halved until the fp64 reference fits memory and `settings.parity_budget_s`."""
-    rate = ceilings.matmul_flops_per_s["fp64"] * _REFERENCE_EFFICIENCY
+    """The timed batch, halved until the fp64 reference fits memory and `settings.parity_budget_s`.
+
+    So does eager at the case's own precision, which takes longer where the device only emulates it.
+    """
+    rates = ceilings.matmul_flops_per_s
+    rate = min(rates["fp64"], rates.get(case.precision, inf)) * _REFERENCE_EFFICIENCY
     available = memory.free_bytes(case.device) * _USABLE_MEMORY
     batch_size = case.batch_size
     while batch_size > 1:

@@ -10,7 +10,7 @@ from torch import nn
 from bench import limits, locate, memory, parity, reference
 from bench.inputs import make_model
 from bench.locate import first_diverging_layer
-from bench.types import Case, Ceilings, Mode, Settings
+from bench.types import Case, Ceilings, Mode, Precision, Settings
 from resnet.model import ResNet
 from resnet.program import Program
 
@@ -106,6 +106,14 @@ def test_the_batch_is_halved_until_the_time_suffices(budget_s: float, batch_size
     assert f"at batch {batch_size}" in made.note
     assert "at batch 4" in made.note
     assert torch.load(made.files[0], weights_only=True)["output@1"].shape[0] == batch_size
+
+
+@pytest.mark.parametrize(("precision", "batch_size"), [("fp32", 4), ("bf16", 1)])
+def test_the_time_of_an_emulated_precision_counts(precision: Precision, batch_size: int) -> None:
+    """Four images in fp64 fit the time, and in bf16, at a quarter of its rate, one does."""
+    rates = replace(RATES, matmul_flops_per_s={"fp64": RATE, "fp32": 8 * RATE, "bf16": RATE / 4})
+    settings = replace(SETTINGS, parity_budget_s=1.01 * seconds(4))
+    assert reference._affordable_batch(case(precision=precision), settings, rates) == batch_size
 
 
 @pytest.mark.parametrize(("mode", "share"), [("train", 1.3), ("infer", 0.25)])
