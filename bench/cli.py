@@ -9,17 +9,19 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from bench import isolation, journal, junit, listings, runner
+from bench import isolation, journal, junit, listings, runner, unfinished
 from bench.audit_command import audit
 from bench.kernel_command import kernels
 from bench.options import (
     AXIS_OPTIONS,
     OUTPUT_OPTIONS,
+    STRICT_OPTION,
     UNJUDGED,
     WEIGHTS_OPTION,
     Exit,
@@ -32,11 +34,12 @@ from bench.output import Output
 from bench.progress import Watch
 from bench.sweep import Axes, expand, load_preset, max_batch_cases
 from bench.traffic_command import traffic
-from bench.types import Case, Plan, Run
+from bench.types import MARKS, Case, Plan
 
 DEFAULT_PRESETS = {"cuda": "quick", "cpu": "cpu-quick"}
 LISTS = {"paths": listings.paths, "presets": listings.presets, "models": listings.models}
-WITH_RESUME = frozenset({"resume", "budget", "quiet", "as_json"})  # the journal holds everything else
+WITH_RESUME = frozenset({"resume", "again", "budget", "strict", "quiet", "as_json"})  # the journal holds the rest
+AGAIN = {"marked": MARKS}
 
 _NEW_DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _RUN_DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -96,9 +99,19 @@ def main() -> None:
 @grouped(AXIS_OPTIONS)
 @WEIGHTS_OPTION
 @click.option("--find-max-batch", is_flag=True, help="Also search the largest batch that fits, per path.")
-@click.option("--budget", type=duration, help="End within this time, e.g. 8m; --resume goes on from there.")
+@click.option(
+    "--budget",
+    type=duration,
+    help="End within this time, e.g. 8m; --resume goes on from there. [default: the preset's own, if any]",
+)
 @click.option("--timeout", type=duration, help="Wall time of a stage of a case, e.g. 10m. [default: the preset's]")
-@click.option("--resume", type=_RUN_DIRECTORY, help="Go on with the run in this directory: skip done, re-try failed.")
+@click.option(
+    "--resume",
+    type=_RUN_DIRECTORY,
+    help="Go on with the run in this directory: first what was never run, then what failed.",
+)
+@click.option("--again", type=click.Choice(tuple(AGAIN)), help="With --resume: measure marked rows again as well.")
+@STRICT_OPTION
 @grouped(OUTPUT_OPTIONS)
 @click.pass_context
 def run(
@@ -112,12 +125,17 @@ def run(
     budget: float | None,
     timeout: float | None,
     resume: Path | None,
+    again: str | None,
+    strict: bool,
     quiet: bool,
     as_json: bool,
     **axes: Any,  # noqa: ANN401 - the fields of Axes
 ) -> None:
     """Benchmark: sweep, check parity, measure, and write the reports."""
+    began = monotonic()
     output = Output(quiet=quiet, as_json=as_json)
+    if again and resume is None:
+        raise ValueError("--again goes with --resume DIR: a new run measures every case")
     if resume is not None:
         _refuse_beside_resume(ctx)
         if (resume / journal.JOURNAL_NAME).exists():  # else the runner says that there is nothing to resume
@@ -130,15 +148,19 @@ def run(
         if timeout is not None:
             plan = replace(plan, settings=replace(plan.settings, timeout_s=timeout))
         directory = out or Path("reports") / f"{plan.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    done = _watched(directory, plan, output, budget)
+    with Watch(output.console()) as watch:
+        done = runner.run(
+            directory, plan, observer=watch, budget_s=budget, again=AGAIN[again] if again else frozenset(), began=began
+        )
+    ends = exit_code(done, strict=strict)
     output.conclude(
         done,
-        exit_code(done),
+        ends,
         directory=directory,
         files=[directory / journal.JOURNAL_NAME],
-        lines=[listings.overhead(done), *_unfinished(done, directory)],
+        lines=[listings.overhead(done), *unfinished.lines(done, directory)],
     )
-    ctx.exit(exit_code(done))
+    ctx.exit(ends)
 
 
 @main.command(
@@ -175,8 +197,8 @@ def parity(
         junit.refuse_unwritable(junit_file)
     plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}), weights)
     plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
-    with _kept(out) as directory:
-        done = _watched(directory, plan, output, budget=None)
+    with _kept(out) as directory, Watch(output.console()) as watch:
+        done = runner.run(directory, plan, observer=watch)
     output.conclude(
         done,
         exit_code(done),
@@ -185,7 +207,7 @@ def parity(
             *([out / journal.JOURNAL_NAME] if out else []),
             *([junit.write(done, junit_file)] if junit_file else []),
         ],
-        lines=[*listings.unsupported(done), *_unfinished(done, out)],
+        lines=[*listings.unsupported(done), *unfinished.lines(done, out)],
         table=listings.table(listings.verdicts(done)),
     )
     ctx.exit(exit_code(done))
@@ -246,7 +268,14 @@ def _plan(preset_name: str, axes: Axes, weights: str | None) -> Plan:
     cases = expand(preset, axes)
     _require_devices(cases, f"preset {preset_name}")
     settings = preset.settings if weights is None else replace(preset.settings, weights=weights)
-    return Plan(name=preset.name, cases=cases, settings=settings, command=shlex.join(["resbench", *sys.argv[1:]]))
+    return Plan(
+        name=preset.name,
+        cases=cases,
+        settings=settings,
+        command=shlex.join(["resbench", *sys.argv[1:]]),
+        budget_s=preset.budget_s,
+        emulated=axes.precisions is not None,
+    )
 
 
 def _require_devices(cases: tuple[Case, ...], what: str) -> None:
@@ -273,20 +302,6 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
             f"{', '.join(given)} cannot be changed by --resume: the journal holds the plan of the run; leave it out, "
             "or start a new run"
         )
-
-
-def _watched(directory: Path, plan: Plan | None, output: Output, budget: float | None) -> Run:
-    with Watch(output.console()) as watch:
-        return runner.run(directory, plan, observer=watch, budget_s=budget)
-
-
-def _unfinished(done: Run, directory: Path | None) -> list[str]:
-    """How to go on, where cases are left."""
-    if not done.pending:
-        return []
-    why = done.sessions[-1].interrupted if done.sessions else ""
-    left = f"{len(done.pending)} of {len(done.plan.cases)} cases were not run{f' ({why})' if why else ''}"
-    return [f"{left}; go on with: resbench run --resume {shlex.quote(str(directory))}" if directory else left]
 
 
 @contextmanager

@@ -20,14 +20,11 @@ from typing import Self, TypeAlias, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from bench.types import FINE, Ceilings, Environment, Plan, Result, Run, Session, Status
+from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
 
 JOURNAL_NAME = "results.jsonl"
 LOCK_NAME = ".lock"
 SCHEMA = 1
-
-# What --resume leaves alone. Everything else failed, or was measured under conditions that the next try may not meet.
-DONE = FINE
 
 Record: TypeAlias = Environment | Ceilings | Result | Session  # what follows the plan
 
@@ -105,11 +102,9 @@ class Journal:
             self._write({"type": _NAMES[type(record)]}, record)
         self._note(record)
 
-    def done(self, environment_hash: str) -> set[str]:
-        """The keys of the cases that need no re-run in that environment, by the last result of each."""
-        return {
-            case for (case, where), status in self._statuses.items() if where == environment_hash and status in DONE
-        }
+    def statuses(self, environment_hash: str) -> dict[str, Status]:
+        """What became of each case in that environment, by its key: the last result of each."""
+        return {case: status for (case, where), status in self._statuses.items() if where == environment_hash}
 
     def close(self) -> None:
         """Close the file and let another run in."""

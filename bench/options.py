@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from bench.types import FINE, Device, Run, Status
+from bench.types import FINE, MARKS, Device, Run, Status
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,10 +39,10 @@ class Exit(IntEnum):
 
 
 EXIT_CODES = {
-    Exit.VALID: "all valid (what this machine cannot run is no failure)",
+    Exit.VALID: "nothing failed (a mark such as unstable or throttled is no failure, nor is what cannot run here)",
     Exit.PARITY_FAILED: "parity failed in at least one case",
     Exit.USAGE: "bad usage: nothing was run and nothing was written over",
-    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, unstable, throttled, ..., Ctrl-C, budget)",
+    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, Ctrl-C, --budget), or with --strict a mark",
 }
 UNJUDGED = {  # of commands that judge no run
     Exit.VALID: "done",
@@ -51,12 +51,17 @@ UNJUDGED = {  # of commands that judge no run
 }
 
 
-def exit_code(run: Run) -> Exit:
-    """The exit code of a run: a failed parity outweighs every other failure."""
+def exit_code(run: Run, *, strict: bool = False) -> Exit:
+    """The exit code of a run: a failed parity outweighs every other failure.
+
+    A mark is no failure, nor is what the preset's own budget has left out; with `strict` both are.
+    """
     statuses = {result.status for result in run.results}
     if Status.PARITY_FAILED in statuses:
         return Exit.PARITY_FAILED
-    if run.pending or statuses - FINE:
+    if statuses - FINE - MARKS or (run.pending and not run.left_out_as_planned):
+        return Exit.FAILED
+    if strict and (statuses & MARKS or run.pending):
         return Exit.FAILED
     return Exit.VALID
 
@@ -120,6 +125,10 @@ WEIGHTS_OPTION = click.option(
     "--weights",
     metavar="NAME|FILE",
     help="Published weights by name, e.g. DEFAULT, or a state_dict file. [default: random]",
+)
+
+STRICT_OPTION = click.option(
+    "--strict", is_flag=True, help="End with 3 too where a row is marked (unstable, throttled, ...) or left out."
 )
 
 OUTPUT_OPTIONS = (

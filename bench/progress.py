@@ -67,6 +67,9 @@ class Watch:
         """Draw now; between refreshes the terminal is drawn some times a second."""
         self._progress.refresh()
 
+    def preparing(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
     def started(self, plan: Plan, pending: int) -> None:
         self._pending = pending
         self._progress.update(self._task, total=pending)

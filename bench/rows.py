@@ -8,16 +8,25 @@ from functools import cached_property
 from math import ceil, inf
 
 from bench.stats import Interval, median_interval, percentile, speedups
-from bench.types import Case, Ceilings, Cost, Measurement, Memory, ParityResult, Result, Run, Status, Telemetry
+from bench.types import (
+    MARKS,
+    Case,
+    Ceilings,
+    Cost,
+    Measurement,
+    Memory,
+    ParityResult,
+    Result,
+    Run,
+    Status,
+    Telemetry,
+)
 from resnet.paths import PATHS_BY_NAME
 
 BASELINE = "eager"
 MEASURED_PHASES = frozenset({"warm-up", "sampling", "turns"})  # the rest of a case's wall time is overhead
 
-# Statuses whose figures stand. The four besides `valid` mark the row; each can only have made it slower or noisier.
-TIMED_STATUSES = frozenset(
-    {Status.VALID, Status.UNSTABLE, Status.THROTTLED, Status.RECOMPILED, Status.SHARED_GPU},
-)
+TIMED_STATUSES = MARKS | {Status.VALID}  # whose figures stand
 
 
 # No slots: cached_property keeps its values in the instance's dictionary.

@@ -1,6 +1,6 @@
 """Pending cases -> isolated workers -> journal: time-outs, crashes, budgets and resumed runs. Imports no torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,12 +9,13 @@ from shutil import rmtree
 from time import monotonic
 from typing import Protocol
 
-from bench import maxbatch, turns
+from bench import ceilings, maxbatch, turns
 from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, started
 from bench.journal import Journal, read
 from bench.rows import BASELINE, TIMED_STATUSES
 from bench.types import (
     FINE,
+    MARKS,
     Case,
     Ceilings,
     Cost,
@@ -40,6 +41,9 @@ _KEPT_REFERENCES = 4  # cells whose fp64 trajectories stay on disk; a large one 
 class Observer(Protocol):
     """Hears what the runner does while it does it: the terminal's progress, or a test."""
 
+    def preparing(self, text: str) -> None:
+        """What is done before the first case."""
+
     def started(self, plan: Plan, pending: int) -> None:
         """`pending` of the plan's cases are about to run."""
 
@@ -56,8 +60,19 @@ class Observer(Protocol):
         """The result is in the journal."""
 
 
-def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: float | None = None) -> Run:
+def run(
+    directory: Path,
+    plan: Plan | None,
+    *,
+    observer: Observer,
+    budget_s: float | None = None,
+    again: frozenset[Status] = frozenset(),
+    began: float | None = None,
+) -> Run:
     """Run a plan in a new directory, or with `plan=None` go on with the one that its journal holds.
+
+    Going on, what was never run comes first, then what failed, then what has one of the statuses `again`. Without
+    `budget_s` a new run has the plan's own budget. It counts from `began` (of `time.monotonic`), by default from now.
 
     Ctrl-C and a spent budget end the run early, in the middle of a case if need be, with every finished case journaled;
     `Session.interrupted` of the returned run's last session says so.
@@ -67,9 +82,11 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
             models; the message says what to do, and nothing is written.
         WorkerError: the device could not be surveyed.
     """
-    began, started_at = monotonic(), _now()
+    began, started_at = monotonic() if began is None else began, _now()
+    own_budget = budget_s is None and plan is not None and plan.budget_s is not None
     if plan is not None:
         _check_plan(plan)
+        budget_s = plan.budget_s if own_budget else budget_s
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
         _emptied(directory / SCRATCH) as scratch,
@@ -79,14 +96,16 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
         for notice in journal.notices:
             observer.notice(notice)
         deadline = None if budget_s is None else began + budget_s
-        interrupted = ""
+        interrupted, as_planned = "", False
         try:
-            interrupted = _Sitting(journal, observer, scratch, deadline).run()
+            interrupted = _Sitting(journal, observer, scratch, deadline).run(again)
+            as_planned = bool(interrupted) and own_budget
         except KeyboardInterrupt:
             interrupted = "Ctrl-C"
         if interrupted:
             observer.notice(f"stopped: {interrupted}")
-        journal.append(Session(started_at=started_at, wall_s=monotonic() - began, interrupted=interrupted))
+        wall_s = monotonic() - began
+        journal.append(Session(started_at=started_at, wall_s=wall_s, interrupted=interrupted, as_planned=as_planned))
     return read(directory)
 
 
@@ -103,38 +122,38 @@ class _Sitting:
         self.tools: Path | None = None  # what the compiler knows of this machine, once a case has needed it
         self.references: dict[_Cell, Reference] = {}
         self.timed_out: dict[tuple[object, ...], WorkerTimeoutError] = {}  # making what cases share
-        self.took_s: dict[str, float] = {}  # the longest case of each path so far
+        self.took: list[tuple[str, float, int]] = []  # path, seconds and FLOPs a step of each case so far
         self.failed: set[str] = set()  # keys of cases that could not be timed in this sitting
 
-    def run(self) -> str:
-        """Run what is pending; why it stopped early, if it did."""
+    def run(self, again: frozenset[Status]) -> str:
+        """Run what is pending, and what is to be measured again; why some is left, if it is."""
         device = self.plan.cases[0].device
         weights = self.plan.settings.weights
         environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(environment)
-        done = self.journal.done(environment.hash)
-        pending = [case for case in self.plan.cases if case.key not in done]
-        self.observer.started(self.plan, len(pending))
+        pending = self._pending(self.journal.statuses(environment.hash), again)
         if not pending:
+            self.observer.started(self.plan, 0)
             return ""
         known = read(self.journal.directory)
         for result in known.results:
-            self._learn(result.case, sum(result.phases_s.values()))
-        self.ceilings = known.ceilings or self._measured_ceilings(device)
-        inspected: dict[str, tuple[Cost, str]] = call(
-            "bench.worker:inspect", tuple(pending), timeout_s=_SURVEY_TIMEOUT_S
-        )
+            self._learn(result.case, sum(result.phases_s.values()), result.cost)
+        self.ceilings = known.ceilings or self._ceilings(environment)
+        inspected = self._inspected(pending)
+        self.observer.started(self.plan, len(pending))
+        left = 0
         for number, case in enumerate(pending, start=1):
             cost, missing = inspected[case.key]
-            left = f"the budget is spent: {len(pending) - number + 1} cases left"
-            if not missing and self.deadline is not None and monotonic() + self._expected_s(case) > self.deadline:
-                return left
+            if not missing and self.deadline is not None and monotonic() + self._expected_s(case, cost) > self.deadline:
+                left += 1
+                continue
             self.observer.case_started(case, number)
             began = monotonic()
             try:
                 result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
             except _BudgetSpentError:
-                return left
+                left += 1
+                continue
             result = replace(
                 result,
                 cost=cost if case.kind == "measure" else None,
@@ -143,33 +162,57 @@ class _Sitting:
             )
             self.journal.append(result)
             if not missing:
-                self._learn(case, monotonic() - began)
+                self._learn(case, monotonic() - began, cost)
             self.observer.case_finished(result)
             if result.status not in TIMED_STATUSES:
                 self.failed.add(case.key)
-        return ""
+        return f"the budget is spent: {left} cases left" if left else ""
+
+    def _pending(self, statuses: Mapping[str, Status], again: frozenset[Status]) -> list[Case]:
+        """What was never run, what failed, and what is to be measured again, each in the plan's order."""
+        failed = frozenset(Status) - FINE - MARKS
+        turns = ({None}, failed, again)
+        return [case for turn in turns for case in self.plan.cases if statuses.get(case.key) in turn]
+
+    def _inspected(self, cases: list[Case]) -> dict[str, tuple[Cost, str]]:
+        """By key: the least work of each case, and why it is not run here; empty if it is."""
+        inspected: dict[str, tuple[Cost, str]] = call("bench.worker:inspect", tuple(cases), timeout_s=_SURVEY_TIMEOUT_S)
+        costs = {case: inspected[case.key] for case in cases}
+        return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in costs.items()}
+
+    def _why_left_out(self, case: Case) -> str:
+        """A precision that is emulated can be checked all the same; its speed says nothing about a network."""
+        if self.plan.emulated or case.kind == "parity":
+            return ""
+        return ceilings.why_emulated(case.precision, self.ceilings, case.device)
 
     def _limit_s(self) -> float:
         """How long a worker may take from now: the time of a stage, or what is left of the budget."""
         limit_s = self.plan.settings.timeout_s
         return limit_s if self.deadline is None else min(limit_s, max(0.0, self.deadline - monotonic()))
 
-    def _measured_ceilings(self, device: str) -> Ceilings:
-        """Of this environment: once a run."""
-        measured: Ceilings = call("bench.worker:ceilings", device, timeout_s=_SURVEY_TIMEOUT_S)
-        self.journal.append(measured)
-        return measured
+    def _ceilings(self, environment: Environment) -> Ceilings:
+        """Of this environment: once a machine, and once a run in its journal."""
+        rates = ceilings.kept(environment)
+        if rates is None:
+            self.observer.preparing("measuring what this device reaches")
+            measured: Ceilings = call("bench.worker:ceilings", self.plan.cases[0].device, timeout_s=_SURVEY_TIMEOUT_S)
+            ceilings.keep(environment, measured)
+            rates = measured
+        self.journal.append(rates)
+        return rates
 
-    def _learn(self, case: Case, took_s: float) -> None:
-        """How long cases of its path take."""
+    def _learn(self, case: Case, took_s: float, cost: Cost | None) -> None:
+        """How long cases take, by path and by work."""
         if took_s:
-            self.took_s[case.path] = max(self.took_s.get(case.path, 0.0), took_s)
+            self.took.append((case.path, took_s, cost.flops if cost else 0))
 
-    def _expected_s(self, case: Case) -> float:
-        """A case of a path takes as long as the longest so far, or of a new path as the longest of all."""
+    def _expected_s(self, case: Case, cost: Cost) -> float:
+        """As long as the longest case of its path so far, or of all where it has none; longer for more work a step."""
         settings = self.plan.settings
-        untried = max(self.took_s.values(), default=settings.warmup_budget_s + settings.sample_budget_s)
-        return self.took_s.get(case.path, untried)
+        alike = [took for took in self.took if took[0] == case.path] or self.took
+        times = (seconds * max(1.0, cost.flops / flops if flops else 1.0) for _, seconds, flops in alike)
+        return max(times, default=settings.warmup_budget_s + settings.sample_budget_s)
 
     def _result(self, case: Case) -> Result:
         """The result of a case that can run here, whatever happens to its worker."""
@@ -184,7 +227,7 @@ class _Sitting:
             result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
         except WorkerCrashedError as error:
             result = Result(case=case, status=Status.CRASHED, reason=str(error))
-        if result.status in FINE:
+        if result.status in FINE | MARKS:
             log.unlink(missing_ok=True)
         phases.end()
         return replace(result, phases_s={**phases.took_s, **result.phases_s})  # the worker's own clock where it has one

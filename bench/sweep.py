@@ -58,11 +58,13 @@ class Preset:
     summary: str  # one line
     settings: Settings
     blocks: tuple[Block, ...]
+    budget_s: float | None = None  # a run of it ends within this time, unless its reader asks for another
 
 
 class _File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     summary: str
     settings: Settings = Settings()
+    budget_s: float | None = None
     sweep: tuple[Block, ...]
 
 
@@ -83,6 +85,7 @@ _SECONDS = _Rule(lambda value: 0 < value < math.inf, "a number of seconds above 
 
 RULES: dict[str, _Rule] = {
     "summary": _Rule(lambda text: bool(text.strip()) and "\n" not in text, "one line of text"),
+    "budget_s": _SECONDS,
     "sweep": _Rule(bool, "at least one [[sweep]] table"),
     "depths": _one_of(_NUMBERED_DEPTHS),
     "modes": _one_of(get_args(Mode)),
@@ -105,7 +108,7 @@ RULES: dict[str, _Rule] = {
     "seed": _Rule(lambda value: value >= 0, "a whole number from 0"),
 }
 _KEYS = {
-    "": ("summary", "settings", "sweep"),
+    "": ("summary", "budget_s", "settings", "sweep"),
     "settings": tuple(setting.name for setting in fields(Settings)),
     "sweep": Block.__struct_fields__,
 }
@@ -134,7 +137,13 @@ def load_preset(name_or_path: str) -> Preset:
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read the preset {file}: it is not UTF-8 text") from error
     written = _parse(text, file)
-    return Preset(name=file.stem, summary=written.summary, settings=written.settings, blocks=written.sweep)
+    return Preset(
+        name=file.stem,
+        summary=written.summary,
+        settings=written.settings,
+        blocks=written.sweep,
+        budget_s=written.budget_s,
+    )
 
 
 def expand(preset: Preset, overrides: Axes | None = None) -> tuple[Case, ...]:
@@ -239,8 +248,9 @@ def _parse(text: str, file: Path) -> _File:
 
 def _leaves(document: dict[str, Any]) -> Iterable[tuple[list[str | int], Any]]:
     """Every key of a document of the right shape with the way to it."""
-    yield ["summary"], document["summary"]
-    yield ["sweep"], document["sweep"]
+    for key in ("summary", "budget_s", "sweep"):
+        if key in document:
+            yield [key], document[key]
     for key, value in document.get("settings", {}).items():
         yield ["settings", key], value
     for place, block in enumerate(document["sweep"]):

@@ -10,7 +10,7 @@ from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, result
 
 from bench import runner, turns
 from bench.isolation import SERVING
-from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds, Run, Settings
+from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds, Run, Settings, Status
 
 COST = Cost(flops=7, bytes=8)
 CPU_CASE = replace(CASE, device="cpu")
@@ -28,6 +28,9 @@ class Observer:
 
     def __init__(self) -> None:
         self.heard: list[str] = []
+
+    def preparing(self, text: str) -> None:
+        self.heard.append(f"preparing {text}")
 
     def started(self, plan: Plan, pending: int) -> None:
         self.heard.append(f"started {plan.name} {pending}")
@@ -54,7 +57,9 @@ class Workers:
         self.calls: list[tuple[str, tuple[object, ...]]] = []
         self.environment = ENVIRONMENT
         self.missing: dict[str, str] = {}  # by path
+        self.costs: dict[str, Cost] = {}  # by key, where it is not COST
         self.measure: Callable[[Case], Result] = result
+        self.ceilings = CEILINGS
         self.fits: Callable[[int], bool] = lambda batch_size: batch_size <= 5
         self.weights_problem = ""
         self.references: list[Path] = []
@@ -111,16 +116,16 @@ class Workers:
         return self.environment
 
     def _ceilings(self, _: str) -> object:
-        return CEILINGS
+        return self.ceilings
 
     def _inspect(self, cases: tuple[Case, ...]) -> object:
-        return {case.key: (COST, self.missing.get(case.path, "")) for case in cases}
+        return {case.key: (self.costs.get(case.key, COST), self.missing.get(case.path, "")) for case in cases}
 
     def _weights_problem(self, *_: object) -> str:
         return self.weights_problem
 
     def _prepare_reference(self, case: Case, _: Settings, rates: object, scratch: Path) -> Reference:
-        assert rates == CEILINGS
+        assert rates == self.ceilings
         self.now_s += 2.0
         file = scratch / f"{len(self.references)}.pt"
         file.write_text(case.key)
@@ -162,12 +167,13 @@ class TalkingWorker:
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     workers = Workers()
     monkeypatch.setattr(runner, "call", workers.call)
     monkeypatch.setattr(runner, "started", workers.started)
     monkeypatch.setattr(turns, "compare", workers.compare)
     monkeypatch.setattr(runner, "monotonic", workers.monotonic)
+    monkeypatch.setenv("RESBENCH_CACHE_DIR", str(tmp_path / "cache"))
     return workers
 
 
@@ -176,9 +182,16 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def sit(directory: Path, made: Plan | None = None, budget_s: float | None = None) -> tuple[Run, list[str]]:
+def sit(
+    directory: Path,
+    made: Plan | None = None,
+    budget_s: float | None = None,
+    again: frozenset[Status] = frozenset(),
+    began: float | None = None,
+) -> tuple[Run, list[str]]:
     observer = Observer()
-    return runner.run(directory, made, observer=observer, budget_s=budget_s), observer.heard
+    run = runner.run(directory, made, observer=observer, budget_s=budget_s, again=again, began=began)
+    return run, observer.heard
 
 
 def statuses(run: Run) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,7 +20,7 @@ from bench.journal import Journal, read
 from bench.options import Exit, exit_code
 from bench.progress import Watch
 from bench.sweep import load_preset, preset_names
-from bench.types import Case, Plan, Rounds, Run, Session, Status
+from bench.types import MARKS, Case, Plan, Rounds, Run, Session, Status
 from bench.types import Result as CaseResult
 
 REPORTS = {"results.jsonl", "results.csv", "report.md", "environment.json"}
@@ -36,20 +37,36 @@ class FakeRunner:
     becomes: Callable[[Case], CaseResult | None] = result
     plans: list[Plan] = field(default_factory=list)
     budgets: list[float | None] = field(default_factory=list)
+    again: list[frozenset[Status]] = field(default_factory=list)
+    as_planned: bool = False  # what ends it early is the preset's own budget
 
     def run(
-        self, directory: Path, plan: Plan | None, *, observer: runner.Observer, budget_s: float | None = None
+        self,
+        directory: Path,
+        plan: Plan | None,
+        *,
+        observer: runner.Observer,
+        budget_s: float | None = None,
+        again: frozenset[Status] = frozenset(),
+        began: float | None = None,
     ) -> Run:
+        assert began is None or began <= monotonic()
         self.budgets.append(budget_s)
+        self.again.append(again)
         with Journal.resume(directory) if plan is None else Journal.create(directory, plan) as journal:
             self.plans.append(journal.plan)
             journal.append(ENVIRONMENT)
             interrupted = self._work(journal, observer)
-            journal.append(Session(started_at="2030-01-01T00:00:00+00:00", wall_s=30.0, interrupted=interrupted))
+            as_planned = bool(interrupted) and self.as_planned
+            journal.append(
+                Session(
+                    started_at="2030-01-01T00:00:00+00:00", wall_s=30.0, interrupted=interrupted, as_planned=as_planned
+                )
+            )
         return read(directory)
 
     def _work(self, journal: Journal, observer: runner.Observer) -> str:
-        done = journal.done(ENVIRONMENT.hash)
+        done = journal.statuses(ENVIRONMENT.hash)
         pending = [case for case in journal.plan.cases if case.key not in done]
         observer.started(journal.plan, len(pending))
         for number, case in enumerate(pending, 1):
@@ -95,10 +112,10 @@ EXITS = {
     Status.NOT_TIMED: 0,
     Status.UNSUPPORTED: 0,
     Status.PARITY_FAILED: 1,
-    Status.UNSTABLE: 3,
-    Status.THROTTLED: 3,
-    Status.RECOMPILED: 3,
-    Status.SHARED_GPU: 3,
+    Status.UNSTABLE: 0,
+    Status.THROTTLED: 0,
+    Status.RECOMPILED: 0,
+    Status.SHARED_GPU: 0,
     Status.OOM: 3,
     Status.TIMEOUT: 3,
     Status.CRASHED: 3,
@@ -109,6 +126,52 @@ EXITS = {
 def test_exit_code_of_each_status(fake: FakeRunner, status: Status) -> None:
     fake.becomes = result if status is Status.VALID else becomes(status)
     assert invoke(*CPU, "--out", "here").exit_code == EXITS[status]
+    assert invoke(*CPU, "--out", "there", "--strict").exit_code == (3 if status in MARKS else EXITS[status])
+
+
+@pytest.mark.parametrize(("as_planned", "strict", "code"), [(True, False, 0), (True, True, 3), (False, False, 3)])
+def test_what_the_preset_s_own_budget_leaves_out_is_no_failure(
+    fake: FakeRunner, as_planned: bool, strict: bool, code: int
+) -> None:
+    fake.becomes = lambda case: result(case) if case.path == "eager" else None
+    fake.as_planned = as_planned
+    ended = invoke(*CPU, "--out", "here", *(["--strict"] if strict else []))
+    assert ended.exit_code == code
+    assert "  resnet18 infer fp32, batch 4, 224 px: compile\n" in ended.stdout
+    assert invoke("run", "--resume", "here", "--strict").exit_code == 3, "still left out"
+
+
+@pytest.mark.parametrize(
+    ("program", "session", "command"),
+    [
+        ("/usr/bin/resbench", "", "resbench run"),
+        ("/somewhere/bench/__main__.py", "", "python -m bench run"),
+        ("/somewhere/bench/__main__.py", "bench", "nox -s bench --"),
+    ],
+)
+def test_the_command_that_goes_on_is_the_one_that_the_person_has(
+    fake: FakeRunner, monkeypatch: pytest.MonkeyPatch, program: str, session: str, command: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setenv("NOX_CURRENT_SESSION", session)
+    fake.becomes = lambda _: None
+    assert f"go on with: {command} --resume here\n" in invoke(*CPU, "--out", "here").stdout
+
+
+def test_marked_rows_are_measured_again_on_demand(fake: FakeRunner) -> None:
+    fake.becomes = becomes(Status.UNSTABLE)
+    invoke(*CPU, "--out", "here")
+    assert invoke("run", "--resume", "here", "--again", "marked").exit_code == 0
+    assert fake.again == [frozenset(), MARKS]
+    ended = invoke(*CPU, "--again", "marked")
+    assert (ended.exit_code, "--again goes with --resume DIR" in ended.stderr) == (2, True)
+
+
+def test_precisions_that_are_named_are_measured_even_where_they_are_emulated(fake: FakeRunner) -> None:
+    invoke(*CPU)
+    invoke("run", "--preset", "cpu-quick")
+    assert [plan.emulated for plan in fake.plans] == [True, False]
+    assert [plan.budget_s for plan in fake.plans] == [255.0, 255.0]
 
 
 def test_failed_parity_outweighs_a_crash(fake: FakeRunner) -> None:
@@ -121,7 +184,8 @@ def test_interrupted_run_writes_its_reports_and_says_how_to_go_on(fake: FakeRunn
     fake.becomes = lambda case: result(case) if case.path == "eager" else None
     ended = invoke(*CPU, "--out", "my runs")
     assert ended.exit_code == Exit.FAILED
-    assert "1 of 2 cases were not run (Ctrl-C); go on with: resbench run --resume 'my runs'" in ended.stdout
+    assert "1 of 2 cases were not run (Ctrl-C):\n" in ended.stdout
+    assert "--resume 'my runs'\n" in ended.stdout
     assert {file.name for file in (directory / "my runs").iterdir()} >= REPORTS
     fake.becomes = result
     assert invoke("run", "--resume", "my runs", "--budget", "1h1m1s").exit_code == Exit.VALID

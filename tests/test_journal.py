@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.journal import DONE, JOURNAL_NAME, SCHEMA, Journal, Record, read
+from bench.journal import JOURNAL_NAME, SCHEMA, Journal, Record, read
 from bench.types import (
     Case,
     Ceilings,
@@ -172,20 +172,21 @@ def test_coming_back_to_an_environment_finds_its_results_and_ceilings(tmp_path: 
     assert read(tmp_path / "new").ceilings is None
 
 
-def test_resume_skips_what_is_done_and_tries_again_what_failed(tmp_path: Path) -> None:
-    assert {Status.VALID, Status.NOT_TIMED, Status.UNSUPPORTED} == DONE
+def test_what_became_of_each_case_is_known_by_environment(tmp_path: Path) -> None:
     records = (result(0), result(1, Status.OOM, reason="too big"), result(2, Status.UNSUPPORTED, reason="no CUDA"))
     write(tmp_path, HERE, *records, result(1, environment=ELSEWHERE))
     with Journal.resume(tmp_path) as journal:
         assert journal.plan == PLAN
-        assert journal.done(HERE.hash) == {CASES[0].key, CASES[2].key}
-        assert journal.done(ELSEWHERE.hash) == {CASES[1].key}
-        assert journal.done("never") == set()
+        before = {CASES[0].key: Status.VALID, CASES[1].key: Status.OOM, CASES[2].key: Status.UNSUPPORTED}
+        assert journal.statuses(HERE.hash) == before
+        assert journal.statuses(ELSEWHERE.hash) == {CASES[1].key: Status.VALID}
+        assert journal.statuses("never") == {}
         journal.append(result(1))
         journal.append(result(0, Status.PARITY_FAILED, reason="worse"))
-        assert journal.done(HERE.hash) == {CASES[1].key, CASES[2].key}
+        after = {**before, CASES[0].key: Status.PARITY_FAILED, CASES[1].key: Status.VALID}
+        assert journal.statuses(HERE.hash) == after
     with Journal.resume(tmp_path) as journal:
-        assert journal.done(HERE.hash) == {CASES[1].key, CASES[2].key}
+        assert journal.statuses(HERE.hash) == after
 
 
 def test_a_run_is_readable_while_it_is_written(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(journal, "_file", FullDisk(journal._file))
         with pytest.raises(ValueError, match="No space left on device; what was measured before is safe"):
             journal.append(result(0))
-        assert journal.done(HERE.hash) == set()
+        assert journal.statuses(HERE.hash) == {}
     assert (tmp_path / JOURNAL_NAME).read_bytes() == before
 
 
@@ -402,6 +403,6 @@ def test_a_run_killed_hard_goes_on_without_losing_a_case(tmp_path: Path, held: s
     held.wait()
     with Journal.resume(tmp_path / "run") as journal:
         assert journal.notices == ()
-        assert journal.done(HERE.hash) == {CASES[0].key}
+        assert journal.statuses(HERE.hash) == {CASES[0].key: Status.VALID}
         journal.append(result(1))
     assert read(tmp_path / "run").results == (result(0), result(1))

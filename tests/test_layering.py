@@ -47,6 +47,8 @@ OPTIONS = {
         "--budget",
         "--timeout",
         "--resume",
+        "--again",
+        "--strict",
         "-q",
         "--quiet",
         "--json",

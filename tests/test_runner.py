@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 from bench import runner
 from bench.isolation import WorkerCrashedError, WorkerTimeoutError
 from bench.journal import read
-from bench.types import Case, Environment, Plan, Result, Settings, Status
+from bench.types import MARKS, Case, Ceilings, Environment, Plan, Result, Settings, Status
 
 
 def lines(directory: Path, kind: str) -> int:
@@ -26,8 +27,9 @@ def test_plan_is_run_in_its_order_and_heard_of(workers: Workers, directory: Path
     run, heard = sit(directory, plan(*cases))
     assert workers.paths_run() == ["compile", "eager", "channels_last"]
     assert statuses(run) == ["compile valid", "eager valid", "channels_last valid"]
-    assert heard[:7] == [
-        "started made-up 3", "case 1 compile", "phase compile reference", "phase compile compiler",
+    assert heard[:8] == [
+        "preparing measuring what this device reaches", "started made-up 3", "case 1 compile",
+        "phase compile reference", "phase compile compiler",
         "phase compile start-up", "phase compile build", "finished compile valid",
     ]  # fmt: skip
     assert run.pending == ()
@@ -205,6 +207,94 @@ def test_budget_does_not_stop_rows_that_take_no_time(workers: Workers, directory
     assert statuses(run) == ["eager unsupported"]
 
 
+def test_a_case_that_does_not_fit_the_budget_makes_way_for_those_that_do(workers: Workers, directory: Path) -> None:
+    """By the work of a step: eager took 12 s, and channels_last has five times as much of it."""
+    workers.takes_s = 10.0
+    workers.costs = {CASES[1].key: replace(COST, flops=5 * COST.flops)}
+    run, _ = sit(directory, plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=40.0)
+    assert statuses(run) == ["eager valid", "compile valid"]
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
+
+
+def test_the_plan_s_own_budget_ends_a_new_run_as_planned(workers: Workers, directory: Path) -> None:
+    workers.takes_s = 10.0
+    made = replace(plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=25.0)
+    run, _ = sit(directory, made)
+    assert (len(run.results), run.left_out_as_planned) == (2, True)
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
+    run, _ = sit(directory, None)
+    assert (len(run.results), run.left_out_as_planned) == (3, False), "without --budget the rest has all the time"
+
+
+def test_a_budget_that_was_asked_for_replaces_the_plan_s_and_does_not_end_as_planned(
+    workers: Workers, directory: Path
+) -> None:
+    workers.takes_s = 10.0
+    made = replace(plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=1000.0)
+    run, _ = sit(directory, made, budget_s=25.0)
+    assert (len(run.results), run.left_out_as_planned) == (2, False)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_plan_whose_budget_is_too_short_for_anything_has_failed(directory: Path) -> None:
+    run, _ = sit(directory, replace(plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=9.0))
+    assert (run.sessions[-1].as_planned, run.left_out_as_planned) == (True, False)
+
+
+def test_the_budget_counts_from_where_the_command_began(workers: Workers, directory: Path) -> None:
+    workers.takes_s = 10.0
+    made = plan(warmup_budget_s=1.0, sample_budget_s=1.0)
+    run, _ = sit(directory, made, budget_s=25.0, began=workers.now_s - 5.0)
+    assert [result.case.path for result in run.results] == ["eager"], "5 s were gone, eager took 12"
+    assert run.sessions[-1].wall_s == pytest.approx(17.0)
+
+
+# --- emulated precisions, and what a device was measured to reach -----------------------------------------------------
+
+
+BF16 = tuple(replace(case, precision="bf16") for case in CASES)
+EMULATED = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s={"fp32": 149e9, "bf16": 7e9})
+FP32 = replace(CASES[0], precision="fp32")
+
+
+def test_a_precision_that_is_slower_than_fp32_is_left_out_with_both_figures(workers: Workers, directory: Path) -> None:
+    workers.ceilings = EMULATED
+    run, heard = sit(directory, plan(FP32, *BF16))
+    assert statuses(run) == ["eager valid", *(f"{path} unsupported" for path in PATHS)]
+    assert {row.reason for row in run.results[1:]} == {
+        "bf16 is emulated on this CPU: 7.00 GFLOP/s, fp32 has 149 GFLOP/s; --precisions bf16 measures it all the same"
+    }
+    assert workers.paths_run() == ["eager"]
+    assert heard.index("preparing measuring what this device reaches") < heard.index("started made-up 4")
+
+
+def test_an_emulated_precision_that_was_asked_for_is_measured(workers: Workers, directory: Path) -> None:
+    workers.ceilings = EMULATED
+    run, _ = sit(directory, replace(plan(*BF16), emulated=True))
+    assert {row.status for row in run.results} == {Status.VALID}
+    run, _ = sit(directory, None, again=frozenset({Status.VALID}))
+    assert {row.status for row in run.results} == {Status.VALID}, "the journal holds that it was asked for"
+
+
+def test_parity_is_checked_in_emulated_precisions_too(workers: Workers, directory: Path) -> None:
+    workers.ceilings = EMULATED
+    run, _ = sit(directory, plan(*(replace(case, kind="parity") for case in BF16)))
+    assert workers.paths_run() == list(PATHS)
+    assert {row.status for row in run.results} == {Status.VALID}
+
+
+def test_what_a_device_reaches_is_measured_once_a_machine(workers: Workers, tmp_path: Path) -> None:
+    workers.ceilings = replace(CEILINGS, measured_at=datetime.now(UTC).isoformat())
+    first, _ = sit(tmp_path / "first", plan(CASES[0]))
+    second, heard = sit(tmp_path / "second", plan(CASES[0]))
+    assert first.ceilings == second.ceilings == workers.ceilings
+    assert workers.names().count("ceilings") == 1
+    assert heard[0] == "started made-up 1"
+    workers.environment = Environment(facts={**ENVIRONMENT.facts, "torch_threads": "7"})
+    sit(tmp_path / "third", plan(CASES[0]))
+    assert workers.names().count("ceilings") == 2, "it is another machine to all that counts"
+
+
 def test_ctrl_c_keeps_what_is_measured(workers: Workers, directory: Path) -> None:
     def measure(case: Case) -> Result:
         if case.path == "channels_last":
@@ -231,11 +321,31 @@ def test_ctrl_c_before_the_first_case(workers: Workers, directory: Path, monkeyp
     assert (run.results, run.sessions[-1].interrupted) == ((), "Ctrl-C")
 
 
-def test_resume_tries_failed_cases_again(workers: Workers, directory: Path) -> None:
-    workers.measure = lambda case: failed(case, Status.UNSTABLE, "noise") if case.path == "eager" else result(case)
+def test_resume_runs_what_was_never_run_then_what_failed(workers: Workers, directory: Path) -> None:
+    def measure(case: Case) -> Result:
+        if case.path == "compile":
+            raise KeyboardInterrupt
+        return failed(case, Status.OOM, "full") if case.path == "eager" else result(case)
+
+    workers.measure = measure
     sit(directory, plan())
     workers.measure = result
     run, _ = sit(directory, None)
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
+    assert workers.paths_run() == [*PATHS, "compile", "eager"]
+
+
+@pytest.mark.parametrize("mark", sorted(MARKS))
+def test_marked_rows_are_measured_again_only_where_it_is_asked_for(
+    workers: Workers, directory: Path, mark: Status
+) -> None:
+    workers.measure = lambda case: replace(result(case), status=mark if case.path == "eager" else Status.VALID)
+    sit(directory, plan())
+    assert not list((directory / "logs").iterdir()), "nothing failed"
+    workers.measure = result
+    run, heard = sit(directory, None)
+    assert (statuses(run)[0], heard) == (f"eager {mark}", ["started made-up 0"])
+    run, _ = sit(directory, None, again=MARKS)
     assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
     assert workers.paths_run() == [*PATHS, "eager"]
 

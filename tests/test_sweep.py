@@ -179,7 +179,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
         ("[settings]", "[settings", 3, "malformed TOML: "),
         ('summary = "a test"', "", 1, "object missing required field `summary`"),
         ('"a test"', '""', 1, "summary: '' is not allowed; allowed: one line of text"),
-        ('"a test"', '"a test"\nauthor = "me"', 2, "author: unknown key; allowed: summary, settings, sweep"),
+        ('"a test"', '"a test"\nauthor = "me"', 2, "author: unknown key; allowed: summary, budget_s, settings, sweep"),
         ("seed = 3", "sead = 3", 5, "settings.sead: unknown key; allowed: confidence, warmup_budget_s, "),
         ("seed = 3", "depths = 3", 5, "settings.depths: unknown key; allowed: confidence, "),
         ("seed = 3", "seed = 0.5", 5, "settings.seed: expected `int`, got `float`; allowed: a whole number from 0"),
@@ -294,5 +294,5 @@ def test_full_holds_every_model_and_path() -> None:
 
 
 def test_every_key_of_a_preset_has_a_rule_and_every_override_is_an_axis() -> None:
-    assert {"summary", "sweep", *_KEYS["settings"], *_KEYS["sweep"]} == set(RULES)
+    assert {"summary", "budget_s", "sweep", *_KEYS["settings"], *_KEYS["sweep"]} == set(RULES)
     assert {axis.name for axis in fields(Axes)} == set(Block.__struct_fields__)

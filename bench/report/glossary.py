@@ -14,7 +14,7 @@ STATUSES: dict[Status, str] = {
     Status.TIMEOUT: "A stage of the case was not finished within its time.",
     Status.CRASHED: "The worker died or raised; the reason names the signal or the error.",
     Status.NOT_TIMED: "Parity passed, and a time would say nothing about the path on this device; the reason says why.",
-    Status.UNSUPPORTED: "Cannot run on this machine; the reason says what is missing.",
+    Status.UNSUPPORTED: "Cannot run on this machine, or only in emulation; the reason says what is missing.",
 }
 
 
