@@ -112,6 +112,8 @@ class _Sitting:
         weights = self.plan.settings.weights
         environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(environment)
+        for notice in self.journal.left_out(environment):
+            self.observer.notice(notice)
         done = self.journal.done(environment.hash)
         pending = [case for case in self.plan.cases if case.key not in done]
         self.observer.started(self.plan, len(pending))
