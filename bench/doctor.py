@@ -6,6 +6,7 @@ from typing import get_args
 import torch
 
 from bench import environment
+from bench.provenance import told
 from bench.requirements import why_unsupported, why_untimed
 from bench.types import Case, Device, Mode, Precision
 from resnet.paths import PATHS, Path
@@ -29,7 +30,7 @@ def examine() -> list[dict[str, object]]:
     return [
         {
             "device": device,
-            "facts": environment.collect(device).facts,
+            "facts": told(environment.collect(device)),
             "cells": [_cell(device, path, mode, precision) for path, mode, precision in cells],
         }
         for device in devices

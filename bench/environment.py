@@ -19,13 +19,11 @@ from types import ModuleType
 import pynvml
 import torch
 
+from bench.revision import UNKNOWN, revision
 from bench.telemetry import gpu_uuid, opened
 from bench.types import Device, Environment
 
-UNKNOWN = "unknown"
 GIB = 2**30
-# What is measured and what measures, as git pathspecs.
-SOURCES = ("bench/*.py", "kernels/*.py", "kernels/*.cpp", "kernels/*.hpp", "resnet/*.py")
 
 # Environment variables that change what is measured, by the start of their name.
 VARIABLES = (
@@ -59,8 +57,10 @@ def collect(device: Device, nvml: ModuleType = pynvml, *, weights: str = "") -> 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch finds no CUDA device here; use --device cpu")
     hardware = _gpu(nvml) if device == "cuda" else {"device": _cpu_name()}
-    facts = {"device_kind": device} | hardware | _machine() | _software() | _weights(weights) | _variables(os.environ)
-    return Environment(facts=facts)
+    code = revision()
+    software = _software(code.name)
+    facts = {"device_kind": device} | hardware | _machine() | software | _weights(weights) | _variables(os.environ)
+    return Environment(facts=facts, sources=code.digests, changed_sources=code.changed)
 
 
 def device_slug(environment: Environment) -> str:
@@ -115,10 +115,10 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _software() -> dict[str, str]:
+def _software(revision: str) -> dict[str, str]:
     return {
         "resbench": _version("resbench"),
-        "revision": _revision(),
+        "revision": revision,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string: the parent must not need torch to read it
         "cuda": torch.version.cuda or "none",
@@ -188,19 +188,6 @@ def _compiler_version() -> str:
         return "none"
     lines = _output(compiler, "--version").splitlines()
     return lines[0] if lines else UNKNOWN
-
-
-def _revision(package: Path = Path(__file__).parent) -> str:
-    """The last git revision that touched the code, with `-dirty` where it was changed since.
-
-    Later ones (documents, tests, committed reports) measure the same, and a run can be resumed over them.
-    """
-    git, root = shutil.which("git"), package.resolve().parent
-    if git is None or _output(git, "-C", str(root), "rev-parse", "--show-toplevel").strip() != str(root):
-        return UNKNOWN
-    revision = _output(git, "-C", str(root), "log", "-1", "--format=%H", "--", *SOURCES).strip()
-    changes = _output(git, "-C", str(root), "status", "--porcelain", "--", *SOURCES)
-    return f"{revision or 'uncommitted'}{'-dirty' if changes else ''}"
 
 
 def _output(*command: str) -> str:

@@ -8,7 +8,7 @@ NaN is refused. A line counts once its newline is on the disk: what a power cut 
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -20,6 +20,7 @@ from typing import Self, TypeAlias, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
+from bench.provenance import differences
 from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
 
 JOURNAL_NAME = "results.jsonl"
@@ -53,6 +54,7 @@ class Journal:
         self._path = directory / JOURNAL_NAME
         self._lock = lock
         self._statuses: dict[tuple[str, str], Status] = {}
+        self._environments: dict[str, Environment] = {}  # by hash
         self._file = self._path.open("ab", buffering=0)
 
     @classmethod
@@ -106,6 +108,10 @@ class Journal:
         """What became of each case in that environment, by its key: the last result of each."""
         return {case: status for (case, where), status in self._statuses.items() if where == environment_hash}
 
+    def left_out(self, environment: Environment) -> tuple[str, ...]:
+        """What a person should know of results that were measured elsewhere than in that environment, and count not."""
+        return _left_out(environment, self._environments, (where for _, where in self._statuses))
+
     def close(self) -> None:
         """Close the file and let another run in."""
         self._file.close()
@@ -122,6 +128,8 @@ class Journal:
     def _note(self, record: Record) -> None:
         if isinstance(record, Result):
             self._statuses[record.case.key, record.environment_hash] = record.status
+        elif isinstance(record, Environment):
+            self._environments[record.hash] = record
 
     def _write(self, head: dict[str, object], record: Plan | Record) -> None:
         fields = {name: _plain(value, name) for name, value in msgspec.to_builtins(record).items()}
@@ -146,13 +154,14 @@ def read(directory: Path) -> Run:
     with _explained(f"cannot read {path}", "name the directory of a run"):
         contents = _load(path)
     environment: Environment | None = None
+    environments: dict[str, Environment] = {}
     ceilings: dict[str, Ceilings] = {}
     results: dict[tuple[str, str], Result] = {}
     sessions: list[Session] = []
     for record in contents.records:
         match record:
             case Environment():
-                environment = record
+                environment = environments[record.hash] = record
             case Ceilings():
                 ceilings[_hash(environment)] = record
             case Result():
@@ -168,7 +177,7 @@ def read(directory: Path) -> Run:
         ceilings=ceilings.get(newest),
         results=tuple(sorted(here, key=lambda result: order.get(result.case.key, len(order)))),
         sessions=tuple(sessions),
-        notices=contents.notices + _left_out(Counter(where for _, where in results if where != newest)),
+        notices=contents.notices + _left_out(environment, environments, (where for _, where in results)),
     )
 
 
@@ -295,7 +304,12 @@ def _hash(environment: Environment | None) -> str:
     return environment.hash if environment else ""
 
 
-def _left_out(others: Counter[str]) -> tuple[str, ...]:
-    if not others:
-        return ()
-    return (f"left out: {others.total()} result(s) measured in {len(others)} other environment(s)",)
+def _left_out(here: Environment | None, known: Mapping[str, Environment], hashes: Iterable[str]) -> tuple[str, ...]:
+    """One notice for each environment but this one that results were measured in; `hashes` has one item a result."""
+    others = Counter(where for where in hashes if where != _hash(here))
+    return tuple(_notice(number, known.get(where), here) for where, number in others.items())
+
+
+def _notice(number: int, there: Environment | None, here: Environment | None) -> str:
+    why = f": {differences(there, here)}" if there and here else ""
+    return f"{number} result{'' if number == 1 else 's'} measured in another environment left out{why}"

@@ -131,6 +131,8 @@ class _Sitting:
         weights = self.plan.settings.weights
         environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
         self.journal.append(environment)
+        for notice in self.journal.left_out(environment):
+            self.observer.notice(notice)
         pending = self._pending(self.journal.statuses(environment.hash), again)
         if not pending:
             self.observer.started(self.plan, 0)

@@ -197,9 +197,14 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Facts about where a run was made. The hash keys the journal: other facts, other results."""
+    """Facts about where a run was made. The hash keys the journal: other facts, other results.
+
+    The source files are no facts: the fact `revision` tells them apart, and these say which they are.
+    """
 
     facts: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)  # short digest of each source file, by its path
+    changed_sources: tuple[str, ...] = ()  # those that differ from the commit that the revision names
 
     @property
     def hash(self) -> str:

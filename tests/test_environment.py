@@ -1,6 +1,5 @@
 import os
 import shutil
-import subprocess
 from pathlib import Path as FilePath
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -151,47 +150,17 @@ def test_no_driver_leaves_its_facts_unknown() -> None:
     assert set(facts.values()) == {"unknown"}
 
 
-def git(root: FilePath, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    command = ("git", "-C", str(root), *identity, *arguments)
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-
-def test_revision_marks_changed_code(tmp_path: FilePath) -> None:
-    package = tmp_path / "bench"
-    package.mkdir()
-    (package / "code.py").write_text("x = 1\n")
-    assert environment._revision(package) == "unknown"  # not a checkout
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "--message", "first")
-    head = git(tmp_path, "rev-parse", "HEAD")
-    assert environment._revision(package) == head
-    (tmp_path / "report.md").write_text("a report is no code\n")
-    assert environment._revision(package) == head
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "--message", "a report")
-    assert environment._revision(package) == head
-    (package / "code.py").write_text("x = 2\n")
-    assert environment._revision(package) == f"{head}-dirty"
-    git(tmp_path, "checkout", "--quiet", ".")
-    kernels = tmp_path / "kernels"
-    kernels.mkdir()
-    for name in ("kernel.cpp", "kernel.hpp"):
-        (kernels / name).write_text("int x;\n")
-        assert environment._revision(package) == f"{head}-dirty"
-        (kernels / name).unlink()
-        assert environment._revision(package) == head
-    nested = package / "site-packages" / "bench"
-    nested.mkdir(parents=True)
-    assert environment._revision(nested) == "unknown"  # installed inside somebody else's checkout
-
-
 def test_no_git_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     facts = collect("cpu").facts
-    assert facts["revision"] == "unknown"
+    assert facts["revision"].startswith("source-")
     assert facts["cpp_compiler"] == "none"
+
+
+def test_the_code_is_a_fact_and_its_files_are_none() -> None:
+    found = collect("cpu")
+    assert found.sources["bench/environment.py"]
+    assert found.hash == Environment(facts=found.facts).hash
 
 
 def test_cpp_compiler_is_the_one_inductor_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: FilePath) -> None:

@@ -160,7 +160,42 @@ def test_only_the_newest_environment_counts_and_the_rest_is_counted(tmp_path: Pa
     assert (run.environment, run.ceilings) == (ELSEWHERE, late)
     assert run.results == (result(1, environment=ELSEWHERE),)
     assert run.pending == (CASES[0], CASES[2])
-    assert run.notices == ("left out: 2 result(s) measured in 1 other environment(s)",)
+    assert run.notices == ("2 results measured in another environment left out: cpu was one and is another",)
+
+
+def test_which_source_files_differ_is_told_on_reading_and_on_resuming(tmp_path: Path) -> None:
+    revisions = ("1", "1-dirty-2", "1-dirty-3")
+    clean, first, second = (Environment(facts={"revision": name}, sources={"bench/a.py": name}) for name in revisions)
+    write(tmp_path, clean, result(0, environment=clean), first, result(0, environment=first), second)
+    said = tuple(
+        f"1 result measured in another environment left out: revision was {name} and is 1-dirty-3; "
+        "1 source file differs: bench/a.py"
+        for name in revisions[:2]
+    )
+    assert read(tmp_path).notices == said
+    with Journal.resume(tmp_path) as journal:
+        assert journal.left_out(second) == said
+        assert [notice[: notice.index(":")] for notice in journal.left_out(clean)] == [said[0][: said[0].index(":")]]
+
+
+def test_a_journal_without_digests_of_sources_is_read(tmp_path: Path) -> None:
+    old = Environment(facts={"revision": "1-dirty"})
+    data = write(tmp_path, old, result(0, environment=old))
+    bare = data.replace(b',"sources":{},"changed_sources":[]', b"")
+    assert len(bare) < len(data)
+    (tmp_path / JOURNAL_NAME).write_bytes(bare)
+    assert read(tmp_path).environment == old
+    here = Environment(facts={"revision": "1-dirty-2"}, sources={"bench/a.py": "1"})
+    with Journal.resume(tmp_path) as journal:
+        journal.append(here)
+    assert read(tmp_path).notices == (
+        "1 result measured in another environment left out: revision was 1-dirty and is 1-dirty-2",
+    )
+
+
+def test_a_result_of_an_environment_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, result(0, environment=ELSEWHERE), HERE)
+    assert read(tmp_path).notices == ("1 result measured in another environment left out",)
 
 
 def test_coming_back_to_an_environment_finds_its_results_and_ceilings(tmp_path: Path) -> None:

@@ -460,8 +460,18 @@ def test_environment_json(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "environment.json").read_text())
     assert content["hash"] == ENVIRONMENT.hash
     assert content["facts"] == ENVIRONMENT.facts
+    assert content["changed_sources"] == []
     assert content["ceilings"]["copy_bytes_per_s"] == CEILINGS.copy_bytes_per_s
     assert content["settings"]["confidence"] == 0.005
+
+
+def test_sources_that_are_not_as_committed_are_named(tmp_path: Path) -> None:
+    changed = replace(ENVIRONMENT, changed_sources=("bench/timing.py", "kernels/tiles.py"))
+    write(tmp_path, run(result(), environment=changed))
+    assert json.loads((tmp_path / "environment.json").read_text())["changed_sources"] == list(changed.changed_sources)
+    assert "| changed sources | bench/timing.py and kernels/tiles.py |" in re.sub(
+        " +", " ", (tmp_path / "report.md").read_text()
+    )
 
 
 def test_a_directory_that_cannot_be_written_is_a_plain_error(tmp_path: Path) -> None:

@@ -362,11 +362,13 @@ def test_resume_of_a_finished_run_asks_only_where_it_is(workers: Workers, direct
 def test_another_environment_is_measured_anew(workers: Workers, directory: Path) -> None:
     sit(directory, plan())
     workers.environment = Environment(facts={**ENVIRONMENT.facts, "torch": "2.16.0"})
-    run, _ = sit(directory, None)
+    run, heard = sit(directory, None)
     assert workers.paths_run() == [*PATHS, *PATHS]
     assert workers.names().count("ceilings") == 2
     assert {row.environment_hash for row in run.results} == {workers.environment.hash}
-    assert run.notices == ("left out: 3 result(s) measured in 1 other environment(s)",)
+    why = "3 results measured in another environment left out: torch was 2.15.0 and is 2.16.0"
+    assert run.notices == (why,)
+    assert heard[:3] == [f"notice {why}", "preparing measuring what this device reaches", "started made-up 3"]
 
 
 @pytest.mark.usefixtures("workers")

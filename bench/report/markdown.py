@@ -10,6 +10,7 @@ from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 
 from bench.metrics import METRICS_BY_NAME
+from bench.provenance import told
 from bench.report import plots, tables, verdict
 from bench.report.glossary import STATUSES
 from bench.report.records import Record, grouped, measured, records, setup
@@ -20,7 +21,7 @@ from bench.types import FINE, Ceilings, Environment, Run, Status
 # The facts that a reader asks for first, where the run knows them; the rest is folded away.
 FIRST_FACTS = (
     "device", "gpu_memory", "multiprocessors", "driver", "power_limit", "cpu", "cores", "torch_threads", "memory",
-    "torch", "cuda", "cudnn", "triton", "python", "os", "revision",
+    "torch", "cuda", "cudnn", "triton", "python", "os", "revision", "changed_sources",
 )  # fmt: skip
 
 templates = Templates(
@@ -136,7 +137,7 @@ def _by_decision(choices: dict[str, str]) -> list[tuple[str, list[tuple[str, str
 
 def fact_table(environment: Environment | None, *, first: bool) -> str:
     """The facts that a reader asks for first, or the others, as a table."""
-    facts = dict(environment.facts) if environment else {}
+    facts = told(environment) if environment else {}
     if facts.get("cpu") == facts.get("device"):
         facts.pop("cpu", None)
     names = [name for name in FIRST_FACTS if name in facts]

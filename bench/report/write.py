@@ -42,11 +42,15 @@ def write(directory: Path, run: Run) -> list[Path]:
 
 
 def environment_json(run: Run) -> str:
-    """Where and how the run was made: facts with their hash, measured ceilings, preset, command and settings."""
+    """Where and how the run was made: facts with their hash, measured ceilings, preset, command and settings.
+
+    Of the sources it names those that differ from the commit; the journal has a digest of each.
+    """
     environment, ceilings = run.environment, run.ceilings
     content = {
         "hash": environment.hash if environment else None,
         "facts": environment.facts if environment else None,
+        "changed_sources": environment.changed_sources if environment else None,
         "ceilings": asdict(ceilings) if ceilings else None,
         "preset": run.plan.name,
         "command": run.plan.command,
