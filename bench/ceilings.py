@@ -18,6 +18,7 @@ from bench.report.text import rate
 from bench.types import Ceilings, Device, Environment, Precision
 
 KEPT = timedelta(days=30)  # the neighbours of a virtual machine change, and so may the machine itself
+_NOISE = 0.1  # rates of one machine differ by some per cent from call to call
 # Facts that do not change how fast copies and products are. Any other that differs is another machine.
 _INDIFFERENT = {"resbench", "revision", "python", "triton", "torchvision", "cpp_compiler", "weights_sha256"}
 _DEVICE_WORDS: dict[str, str] = {"cpu": "CPU", "cuda": "GPU"}
@@ -26,16 +27,22 @@ _DEVICE_WORDS: dict[str, str] = {"cpu": "CPU", "cuda": "GPU"}
 def why_emulated(precision: Precision, ceilings: Ceilings, device: Device) -> str:
     """Why it tells nothing to measure this precision on this device: its products are slower than those of fp32.
 
-    Empty where they are not, or where either rate is not known.
+    Empty where they are not, or not by more than noise, or where either rate is not known.
     """
     rates = ceilings.matmul_flops_per_s
     own, fp32 = rates.get(precision), rates.get("fp32")
-    if own is None or fp32 is None or own >= fp32:
+    if own is None or fp32 is None or own >= (1 - _NOISE) * fp32:
         return ""
     return (
         f"{precision} is emulated on this {_DEVICE_WORDS[device]}: {rate(own, 'FLOP/s')}, fp32 has "
         f"{rate(fp32, 'FLOP/s')}; --precisions {precision} measures it all the same"
     )
+
+
+def told(ceilings: Ceilings) -> str:
+    """The rates in a line."""
+    products = [f"{name} {rate(flops, 'FLOP/s')}" for name, flops in ceilings.matmul_flops_per_s.items()]
+    return f"a large copy {rate(ceilings.copy_bytes_per_s, 'B/s')}; large matrix products {', '.join(products)}"
 
 
 def kept(environment: Environment) -> Ceilings | None:

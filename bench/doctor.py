@@ -1,14 +1,15 @@
 """What this machine can run and why not. Worker side: called through `bench.isolation`."""
 
+from dataclasses import asdict
 from itertools import product
 from typing import get_args
 
 import torch
 
-from bench import environment
+from bench import ceilings, environment, limits
 from bench.provenance import told
 from bench.requirements import why_unsupported, why_untimed
-from bench.types import Case, Device, Mode, Precision
+from bench.types import Case, Ceilings, Device, Mode, Precision
 from resnet.paths import PATHS, Path
 
 _MODEL, _BATCH_SIZE, _IMAGE_SIZE = "resnet18", 1, 224  # no requirement depends on them
@@ -20,24 +21,30 @@ def has_cuda() -> bool:
 
 
 def examine() -> list[dict[str, object]]:
-    """For each device that this machine has: `device`, `facts` and `cells`.
+    """For each device that this machine has: `device`, `facts`, `ceilings` and `cells`.
 
-    A cell is a path, mode and precision with `reason`: why it cannot run here, or `untimed`: why it can only be
-    checked; both empty where nothing is missing.
+    The ceilings are measured now, and kept for later runs (`bench.ceilings`). A cell is a path, mode and precision with
+    `reason`: why it cannot run here, `untimed`: why it can only be checked, or `emulated`: why presets leave it out;
+    all empty where nothing is missing.
     """
     devices: list[Device] = ["cpu", "cuda"] if has_cuda() else ["cpu"]
-    cells = list(product(PATHS, get_args(Mode), get_args(Precision)))
-    return [
-        {
-            "device": device,
-            "facts": told(environment.collect(device)),
-            "cells": [_cell(device, path, mode, precision) for path, mode, precision in cells],
-        }
-        for device in devices
-    ]
+    return [_examined(device) for device in devices]
 
 
-def _cell(device: Device, path: Path, mode: Mode, precision: Precision) -> dict[str, str]:
+def _examined(device: Device) -> dict[str, object]:
+    where = environment.collect(device)
+    rates = limits.measure_ceilings(device)
+    ceilings.keep(where, rates)
+    cells = product(PATHS, get_args(Mode), get_args(Precision))
+    return {
+        "device": device,
+        "facts": told(where),
+        "ceilings": asdict(rates),
+        "cells": [_cell(device, rates, path, mode, precision) for path, mode, precision in cells],
+    }
+
+
+def _cell(device: Device, rates: Ceilings, path: Path, mode: Mode, precision: Precision) -> dict[str, str]:
     case = Case(
         model=_MODEL,
         mode=mode,
@@ -49,4 +56,6 @@ def _cell(device: Device, path: Path, mode: Mode, precision: Precision) -> dict[
     )
     reason = why_unsupported(case, path) or ""
     untimed = "" if reason else why_untimed(case, path)
-    return {"path": path.name, "mode": mode, "precision": precision, "reason": reason, "untimed": untimed}
+    emulated = "" if reason or untimed else ceilings.why_emulated(precision, rates, device)
+    found = {"reason": reason, "untimed": untimed, "emulated": emulated}
+    return {"path": path.name, "mode": mode, "precision": precision} | found

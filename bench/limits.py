@@ -1,6 +1,7 @@
 """The least work of a case, and what this device was measured to reach: the two sides of a floor. Worker side."""
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import pairwise
 from statistics import median
@@ -111,7 +112,11 @@ def measure_ceilings(device: Device, wanted: Iterable[str] | None = None) -> Cei
     try:
         with torch.inference_mode():
             rates: dict[str, float] = {precision: product_rate(precision, device) for precision in precisions}
-            return Ceilings(copy_bytes_per_s=copy_rate(device), matmul_flops_per_s=rates)
+            return Ceilings(
+                copy_bytes_per_s=copy_rate(device),
+                matmul_flops_per_s=rates,
+                measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
     finally:
         torch.set_float32_matmul_precision(flags[0])
         torch.backends.cudnn.allow_tf32 = flags[1]

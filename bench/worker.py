@@ -8,8 +8,6 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from shutil import copytree
@@ -52,7 +50,7 @@ def survey(device: Device, weights: str) -> Environment:
 
 def ceilings(device: Device) -> Ceilings:
     """What this device reaches, measured now; takes some seconds."""
-    return replace(limits.measure_ceilings(device), measured_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    return limits.measure_ceilings(device)
 
 
 def inspect(cases: tuple[Case, ...]) -> dict[str, tuple[Cost, str]]:

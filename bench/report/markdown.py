@@ -9,14 +9,15 @@ import pandas as pd
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 
+from bench import ceilings
 from bench.metrics import METRICS_BY_NAME
 from bench.provenance import told
 from bench.report import plots, tables, verdict
 from bench.report.glossary import STATUSES
 from bench.report.records import Record, grouped, measured, records, setup
-from bench.report.text import count, listing, prose, rate, significant
+from bench.report.text import count, listing, prose, significant
 from bench.rows import TIMED_STATUSES, wall_and_measured_s
-from bench.types import FINE, Ceilings, Environment, Run, Status
+from bench.types import FINE, Environment, Run, Status
 
 # The facts that a reader asks for first, where the run knows them; the rest is folded away.
 FIRST_FACTS = (
@@ -65,7 +66,7 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         choices=_choices(run),
         facts=fact_table(run.environment, first=True),
         other_facts=fact_table(run.environment, first=False),
-        ceilings=_ceilings(run.ceilings),
+        ceilings=ceilings.told(run.ceilings) if run.ceilings else "",
         overhead=_overhead(run),
         phases=_phases(run),
         pictures={picture.name: picture for picture in plots.drawable(frame)},
@@ -148,13 +149,6 @@ def fact_table(environment: Environment | None, *, first: bool) -> str:
         tables.Column("value", lambda row: prose(row["value"]), "left"),
     )
     return tables.table(rows, columns)
-
-
-def _ceilings(ceilings: Ceilings | None) -> str:
-    if ceilings is None:
-        return ""
-    products = [f"{name} {rate(flops, 'FLOP/s')}" for name, flops in ceilings.matmul_flops_per_s.items()]
-    return f"a large copy {rate(ceilings.copy_bytes_per_s, 'B/s')}; large matrix products {', '.join(products)}"
 
 
 def _overhead(run: Run) -> str:
