@@ -1,17 +1,18 @@
 """Pending cases -> isolated workers -> journal: time-outs, crashes, budgets and resumed runs. Imports no torch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 from time import monotonic
-from typing import Protocol
+from traceback import format_exception
+from typing import Any, Protocol
 
 from bench import maxbatch, turns
-from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, started
-from bench.journal import Journal, read
+from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, describe, started
+from bench.journal import Journal, UnfitRecordError, read
 from bench.rows import BASELINE, TIMED_STATUSES
 from bench.types import (
     FINE,
@@ -68,22 +69,24 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
         WorkerError: the device could not be surveyed.
     """
     began, started_at = monotonic(), _now()
+    deadline = None if budget_s is None else began + budget_s
     if plan is not None:
-        _check_plan(plan)
+        _check_plan(plan, deadline)
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
         _emptied(directory / SCRATCH) as scratch,
     ):
         if plan is None:
-            _check_plan(journal.plan)  # the weights may be gone
+            _check_plan(journal.plan, deadline)  # the weights may be gone
         for notice in journal.notices:
             observer.notice(notice)
-        deadline = None if budget_s is None else began + budget_s
         interrupted = ""
         try:
             interrupted = _Sitting(journal, observer, scratch, deadline).run()
         except KeyboardInterrupt:
             interrupted = "Ctrl-C"
+        except _BudgetSpentError:
+            interrupted = "the budget was spent before the first case"
         if interrupted:
             observer.notice(f"stopped: {interrupted}")
         journal.append(Session(started_at=started_at, wall_s=monotonic() - began, interrupted=interrupted))
@@ -91,7 +94,7 @@ def run(directory: Path, plan: Plan | None, *, observer: Observer, budget_s: flo
 
 
 class _BudgetSpentError(Exception):
-    """The budget ended in the middle of a case, which is left for `--resume`."""
+    """The budget ended in the middle of what a worker did, which is left for `--resume`."""
 
 
 class _Sitting:
@@ -110,7 +113,7 @@ class _Sitting:
         """Run what is pending; why it stopped early, if it did."""
         device = self.plan.cases[0].device
         weights = self.plan.settings.weights
-        environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
+        environment: Environment = _ask(self.deadline, "survey", device, weights)
         self.journal.append(environment)
         for notice in self.journal.left_out(environment):
             self.observer.notice(notice)
@@ -123,9 +126,7 @@ class _Sitting:
         for result in known.results:
             self._learn(result.case, sum(result.phases_s.values()))
         self.ceilings = known.ceilings or self._measured_ceilings(device)
-        inspected: dict[str, tuple[Cost, str]] = call(
-            "bench.worker:inspect", tuple(pending), timeout_s=_SURVEY_TIMEOUT_S
-        )
+        inspected: dict[str, tuple[Cost, str]] = _ask(self.deadline, "inspect", tuple(pending))
         for number, case in enumerate(pending, start=1):
             cost, missing = inspected[case.key]
             left = f"the budget is spent: {len(pending) - number + 1} cases left"
@@ -143,7 +144,7 @@ class _Sitting:
                 finished_at=_now(),
                 environment_hash=environment.hash,
             )
-            self.journal.append(result)
+            result = self._kept(result)
             if not missing:
                 self._learn(case, monotonic() - began)
             self.observer.case_finished(result)
@@ -158,7 +159,7 @@ class _Sitting:
 
     def _measured_ceilings(self, device: str) -> Ceilings:
         """Of this environment: once a run."""
-        measured: Ceilings = call("bench.worker:ceilings", device, timeout_s=_SURVEY_TIMEOUT_S)
+        measured: Ceilings = _ask(self.deadline, "ceilings", device)
         self.journal.append(measured)
         return measured
 
@@ -174,22 +175,39 @@ class _Sitting:
         return self.took_s.get(case.path, untried)
 
     def _result(self, case: Case) -> Result:
-        """The result of a case that can run here, whatever happens to its worker."""
-        log = self.journal.directory / LOGS / f"{case.key}.log"
-        log.parent.mkdir(exist_ok=True)
+        """The result of a case that can run here, whatever happens to its worker, or to us."""
+        log = self._log(case)
         phases = _Phases(lambda phase: self.observer.phase(case, phase))
         try:
+            log.parent.mkdir(exist_ok=True)
             result = _PROCEDURES[case.kind](self, case, log, phases)
+            if result.status in FINE:
+                log.unlink(missing_ok=True)
         except WorkerTimeoutError as error:
-            if self.deadline is not None and monotonic() >= self.deadline:
+            if _over(self.deadline):
                 raise _BudgetSpentError from error
-            result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
+            result = Result(case=case, status=Status.TIMEOUT, reason=f"{error}{_see(log)}")
         except WorkerCrashedError as error:
-            result = Result(case=case, status=Status.CRASHED, reason=str(error))
-        if result.status in FINE:
-            log.unlink(missing_ok=True)
+            result = Result(case=case, status=Status.CRASHED, reason=f"{error}{_see(log)}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this case alone
+            result = _crashed(case, error, log)
         phases.end()
         return replace(result, phases_s={**phases.took_s, **result.phases_s})  # the worker's own clock where it has one
+
+    def _log(self, case: Case) -> Path:
+        return self.journal.directory / LOGS / f"{case.key}.log"
+
+    def _kept(self, result: Result) -> Result:
+        """The result, now in the journal; one that cannot be is a crash."""
+        try:
+            self.journal.append(result)
+        except UnfitRecordError as error:
+            crash = _crashed(result.case, error, self._log(result.case))
+            result = replace(
+                crash, cost=result.cost, finished_at=result.finished_at, environment_hash=result.environment_hash
+            )
+            self.journal.append(result)
+        return result
 
     def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
@@ -208,7 +226,9 @@ class _Sitting:
                 taken, note = turns.compare(case, worker, baselines, within, phases)
                 worker.dismiss()
                 answer = worker.answer(self._limit_s(), phases)
-        result: Result = answer
+        if not isinstance(answer, Result):
+            raise TypeError(f"the worker answered with {type(answer).__name__}, which is no result")
+        result = answer
         measured = result.measurement
         return replace(result, measurement=replace(measured, turns=taken, turns_note=note)) if measured else result
 
@@ -331,7 +351,36 @@ def _emptied(folder: Path) -> Iterator[Path]:
         rmtree(folder, ignore_errors=True)
 
 
-def _check_plan(plan: Plan) -> None:
+def _ask(deadline: float | None, entry: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever the entry returns
+    """What a worker says that runs before the first case; within the budget."""
+    if _over(deadline):
+        raise _BudgetSpentError
+    limit_s = _SURVEY_TIMEOUT_S if deadline is None else min(_SURVEY_TIMEOUT_S, deadline - monotonic())
+    try:
+        return call(f"bench.worker:{entry}", *arguments, timeout_s=limit_s)
+    except WorkerTimeoutError as error:
+        if _over(deadline):
+            raise _BudgetSpentError from error
+        raise
+
+
+def _over(deadline: float | None) -> bool:
+    return deadline is not None and monotonic() >= deadline
+
+
+def _crashed(case: Case, error: Exception, log: Path) -> Result:
+    """The row of a case that failed on our side. Its log ends with the traceback."""
+    with suppress(OSError), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(format_exception(error))
+    return Result(case=case, status=Status.CRASHED, reason=f"{describe(error)}{_see(log)}")
+
+
+def _see(log: Path) -> str:
+    """Where to read on: relative to the run directory, which may be moved."""
+    return f"; see {log.relative_to(log.parents[1])}" if log.exists() else ""
+
+
+def _check_plan(plan: Plan, deadline: float | None) -> None:
     """Refuse what cannot be run; loading the weights takes torch, hence a worker."""
     devices = sorted({case.device for case in plan.cases})
     if len(devices) != 1:  # figures of one run are compared, and that takes one device
@@ -340,9 +389,9 @@ def _check_plan(plan: Plan) -> None:
         )
     if plan.settings.weights:
         models = tuple(dict.fromkeys(case.model for case in plan.cases))
-        problem: str = call("bench.worker:weights_problem", models, plan.settings.weights, timeout_s=_SURVEY_TIMEOUT_S)
-        if problem:
-            raise ValueError(problem)
+        with suppress(_BudgetSpentError):  # what needs the weights will not be run either
+            if problem := _ask(deadline, "weights_problem", models, plan.settings.weights):
+                raise ValueError(problem)
 
 
 def _now() -> str:
