@@ -27,6 +27,7 @@ from bench.options import (
     epilog,
     exit_code,
     grouped,
+    writes_to,
 )
 from bench.output import Output
 from bench.progress import Watch
@@ -118,6 +119,7 @@ def run(
 ) -> None:
     """Benchmark: sweep, check parity, measure, and write the reports."""
     output = Output(quiet=quiet, as_json=as_json)
+    writes_to(resume or out)
     if resume is not None:
         _refuse_beside_resume(ctx)
         if (resume / journal.JOURNAL_NAME).exists():  # else the runner says that there is nothing to resume
@@ -171,6 +173,7 @@ def parity(
     resnet50 by the paths that have kernels for its bottleneck blocks.
     """
     output = Output(quiet=quiet, as_json=as_json)
+    writes_to(out)
     if junit_file is not None:
         junit.refuse_unwritable(junit_file)
     plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}), weights)
@@ -199,6 +202,7 @@ def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
 
     Ends with 0 when they are written, whatever became of the run.
     """
+    writes_to(directory)
     done = journal.read(directory)
     Output(quiet=quiet, as_json=as_json).conclude(done, Exit.VALID, directory=directory, lines=done.notices)
 
@@ -276,6 +280,7 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
 
 
 def _watched(directory: Path, plan: Plan | None, output: Output, budget: float | None) -> Run:
+    writes_to(directory)
     with Watch(output.console()) as watch:
         return runner.run(directory, plan, observer=watch, budget_s=budget)
 

@@ -20,6 +20,7 @@ from typing import Self, TypeAlias, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
+from bench.places import TEMPORARY
 from bench.provenance import differences
 from bench.types import FINE, Ceilings, Environment, Plan, Result, Run, Session, Status
 
@@ -269,7 +270,7 @@ def _plain(value: object, name: str) -> object:
 
 
 def _require_empty(directory: Path) -> None:
-    if any(entry.name != LOCK_NAME for entry in directory.iterdir()):
+    if any(entry.name not in (LOCK_NAME, TEMPORARY) for entry in directory.iterdir()):
         raise ValueError(f"{directory} is not empty: pass --resume to go on with its run, or name another directory")
 
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from bench import places
 from bench.types import FINE, Device, Run, Status
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -59,6 +61,16 @@ def exit_code(run: Run) -> Exit:
     if run.pending or statuses - FINE:
         return Exit.FAILED
     return Exit.VALID
+
+
+_DIRECTORY = "bench.directory"
+
+
+def writes_to(directory: Path | None) -> None:
+    """Note the directory that the running command writes to: see `places.settle`; reports of failures go there too."""
+    if directory is not None:
+        click.get_current_context().meta[_DIRECTORY] = directory
+    places.settle(directory)
 
 
 # What click calls to convert a value; the function's name stands for the value in --help.
