@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import isolation, journal, junit, listings, runner
+from bench import failure, isolation, journal, junit, listings, runner
 from bench.audit_command import audit
 from bench.kernel_command import kernels
 from bench.options import (
@@ -23,6 +23,7 @@ from bench.options import (
     UNJUDGED,
     WEIGHTS_OPTION,
     Exit,
+    directory_of,
     duration,
     epilog,
     exit_code,
@@ -50,7 +51,7 @@ class Refused(click.ClickException):
 
 
 class Failed(click.ClickException):
-    """The harness itself got no answer from a worker: one paragraph, no traceback."""
+    """The harness itself failed, or got no answer from a worker: one paragraph, no traceback."""
 
     exit_code = Exit.FAILED
 
@@ -61,13 +62,17 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         try:
             return super().invoke(ctx)
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except isolation.WorkerError as error:
             raise Failed(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(Exit.FAILED)
+        except Exception as error:
+            if isinstance(error, ValueError) and failure.is_for_people(error):
+                raise Refused(str(error)) from error
+            raise Failed(failure.tell(error, directory_of(ctx))) from error
 
 
 def _version() -> str:

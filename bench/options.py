@@ -49,7 +49,7 @@ EXIT_CODES = {
 UNJUDGED = {  # of commands that judge no run
     Exit.VALID: "done",
     Exit.USAGE: "bad usage: nothing was written over",
-    Exit.FAILED: "torch does not work here, or Ctrl-C",
+    Exit.FAILED: "torch does not work here, resbench itself failed, or Ctrl-C",
 }
 
 
@@ -71,6 +71,12 @@ def writes_to(directory: Path | None) -> None:
     if directory is not None:
         click.get_current_context().meta[_DIRECTORY] = directory
     places.settle(directory)
+
+
+def directory_of(context: click.Context) -> Path | None:
+    """The directory that its command writes to, as far as is known."""
+    directory: Path | None = context.meta.get(_DIRECTORY)
+    return directory
 
 
 # What click calls to convert a value; the function's name stands for the value in --help.
