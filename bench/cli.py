@@ -15,7 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import isolation, journal, junit, listings, runner, unfinished
+from bench import failure, isolation, journal, junit, listings, runner, unfinished
 from bench.audit_command import audit
 from bench.kernel_command import kernels
 from bench.options import (
@@ -25,10 +25,12 @@ from bench.options import (
     UNJUDGED,
     WEIGHTS_OPTION,
     Exit,
+    directory_of,
     duration,
     epilog,
     exit_code,
     grouped,
+    writes_to,
 )
 from bench.output import Output
 from bench.progress import Watch
@@ -52,7 +54,7 @@ class Refused(click.ClickException):
 
 
 class Failed(click.ClickException):
-    """The harness itself got no answer from a worker: one paragraph, no traceback."""
+    """The harness itself failed, or got no answer from a worker: one paragraph, no traceback."""
 
     exit_code = Exit.FAILED
 
@@ -63,13 +65,17 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         try:
             return super().invoke(ctx)
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except isolation.WorkerError as error:
             raise Failed(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(Exit.FAILED)
+        except Exception as error:
+            if isinstance(error, ValueError) and failure.is_for_people(error):
+                raise Refused(str(error)) from error
+            raise Failed(failure.tell(error, directory_of(ctx))) from error
 
 
 def _version() -> str:
@@ -134,6 +140,7 @@ def run(
     """Benchmark: sweep, check parity, measure, and write the reports."""
     began = monotonic()
     output = Output(quiet=quiet, as_json=as_json)
+    writes_to(resume or out)
     if again and resume is None:
         raise ValueError("--again goes with --resume DIR: a new run measures every case")
     if resume is not None:
@@ -148,6 +155,7 @@ def run(
         if timeout is not None:
             plan = replace(plan, settings=replace(plan.settings, timeout_s=timeout))
         directory = out or Path("reports") / f"{plan.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    writes_to(directory)
     with Watch(output.console()) as watch:
         done = runner.run(
             directory, plan, observer=watch, budget_s=budget, again=AGAIN[again] if again else frozenset(), began=began
@@ -193,6 +201,7 @@ def parity(
     resnet50 by the paths that have kernels for its bottleneck blocks.
     """
     output = Output(quiet=quiet, as_json=as_json)
+    writes_to(out)
     if junit_file is not None:
         junit.refuse_unwritable(junit_file)
     plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or _found_device()}), weights)
@@ -221,6 +230,7 @@ def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
 
     Ends with 0 when they are written, whatever became of the run.
     """
+    writes_to(directory)
     done = journal.read(directory)
     Output(quiet=quiet, as_json=as_json).conclude(done, Exit.VALID, directory=directory, lines=done.notices)
 

@@ -154,7 +154,7 @@ def _variables(variables: os._Environ[str] | dict[str, str]) -> dict[str, str]:
 def _cpuinfo(*fields: str) -> str:
     """The value of the first of these fields that /proc/cpuinfo has, or an empty string."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() in fields:
                 return value.strip()
@@ -193,5 +193,6 @@ def _compiler_version() -> str:
 def _output(*command: str) -> str:
     """Standard output of a command, empty where it fails."""
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30)  # noqa: S603
+        return done.stdout.decode(errors="replace")  # whatever the locale is
     return ""

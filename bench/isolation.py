@@ -22,6 +22,8 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
+from bench import places
+
 # Imported once by the server and inherited by every worker. The first chooses how Triton's kernels run, which has to
 # be before the second imports Triton with torch.
 _PRELOAD = ["kernels.runtime", "bench.worker"]
@@ -84,7 +86,9 @@ def started(entry: str, *arguments: object, log: Path | None = None) -> Iterator
 
     Raises:
         WorkerCrashedError: it could not be started.
+        ValueError: there is no place for temporary files.
     """
+    places.settle()
     with TemporaryDirectory(prefix="resbench-worker-", ignore_cleanup_errors=True) as scratch:
         line, process = _started(entry, arguments, log, scratch)
         try:
@@ -147,6 +151,7 @@ def _started(
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    places.place_sockets()
     resource_tracker.ensure_running()  # started by the server's start it would unblock SIGINT
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -193,7 +198,12 @@ def _work(line: Connection, entry: str, arguments: tuple[object, ...], log: Path
     os.setsid()  # a group of its own: Ctrl-C reaches the parent alone, which then ends the group
     Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
-    _redirect(log)
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]  # the parent's
+    try:
+        _redirect(log)
+    except OSError as error:
+        line.send(("error", f"its log cannot be written ({describe(error)})"))
+        return
     faulthandler.enable()
     module, _, function = entry.partition(":")
     try:

@@ -20,6 +20,7 @@ from typing import Self, TypeAlias, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
+from bench.places import TEMPORARY
 from bench.provenance import differences
 from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
 
@@ -38,6 +39,10 @@ _KINDS: dict[str, type[Record]] = {
 _NAMES: dict[type[Record], str] = {kind: name for name, kind in _KINDS.items()}
 
 T = TypeVar("T")
+
+
+class UnfitRecordError(ValueError):
+    """The record holds what a journal cannot hold."""
 
 
 class Journal:
@@ -97,7 +102,8 @@ class Journal:
         """Write one record as one line; on return it is on the disk.
 
         Raises:
-            ValueError: the record holds NaN, or the disk refused the line. The journal is then as it was before.
+            UnfitRecordError: the record holds NaN, or what is no JSON. The journal is then as it was before.
+            ValueError: the disk refused the line. The journal is then as it was before, too.
         """
         hint = "what was measured before is safe: make room, then go on with --resume"
         with _explained(f"cannot write to {self._path}", hint):
@@ -132,8 +138,7 @@ class Journal:
             self._environments[record.hash] = record
 
     def _write(self, head: dict[str, object], record: Plan | Record) -> None:
-        fields = {name: _plain(value, name) for name, value in msgspec.to_builtins(record).items()}
-        line = msgspec.json.encode({**head, **fields}) + b"\n"
+        line = _line(head, record)
         size = os.fstat(self._file.fileno()).st_size
         try:
             _write_whole(self._file, line)
@@ -235,12 +240,20 @@ def _decode(line: bytes, where: str, kinds: Mapping[str, type[T]]) -> T:
         raise ValueError(f"{where}: corrupt ({error}); restore the file, or delete that line to lose it") from error
 
 
+def _line(head: dict[str, object], record: Plan | Record) -> bytes:
+    try:
+        fields = {name: _plain(value, name) for name, value in msgspec.to_builtins(record).items()}
+        return msgspec.json.encode({**head, **fields}) + b"\n"
+    except (TypeError, OverflowError, msgspec.MsgspecError) as error:
+        raise UnfitRecordError(f"{type(record).__name__}: {error}") from error
+
+
 def _plain(value: object, name: str) -> object:
     """The value with what JSON cannot say replaced: infinities and lone surrogates (of undecodable file names)."""
     match value:
         case float():
             if math.isnan(value):
-                raise ValueError(f"{name}: NaN is not a result; store an infinity, or nothing")
+                raise UnfitRecordError(f"{name}: NaN is not a result; store an infinity, or nothing")
             return value if math.isfinite(value) else f"{'-' if value < 0 else ''}Infinity"
         case str():
             return value.encode(errors="backslashreplace").decode()
@@ -252,7 +265,7 @@ def _plain(value: object, name: str) -> object:
 
 
 def _require_empty(directory: Path) -> None:
-    if any(entry.name != LOCK_NAME for entry in directory.iterdir()):
+    if any(entry.name not in (LOCK_NAME, TEMPORARY) for entry in directory.iterdir()):
         raise ValueError(f"{directory} is not empty: pass --resume to go on with its run, or name another directory")
 
 

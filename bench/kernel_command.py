@@ -12,8 +12,9 @@ from rich.text import Text
 from bench import isolation, kernel_run, listings
 from bench.kernel_progress import watching
 from bench.kernel_types import Dtype, KernelMode, KernelRun, Request, Shape, Trial
-from bench.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape_option
+from bench.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape_option, writes_to
 from bench.output import Output
+from bench.places import TEMPORARY
 from bench.types import Device
 from resnet.depths import DEPTHS
 
@@ -112,12 +113,14 @@ def kernels(
         batch_size=batch_size,
         image_size=image_size,
     )
+    writes_to(out)
     if search:
         _search(request, output, budget)
         return
     with watching(output.console()) as watch:
         where = kernel_run.survey(request, watch.phase)
         directory = _fresh(out or Path("reports") / f"kernels-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        writes_to(directory)
         watch.begin(f"{len(where.ops)} ops on {where.environment.facts['device']}", len(where.ops))
         if where.why_untimed:
             watch.line(Text(f"the fused kernels are not timed: {where.why_untimed}", "yellow"))
@@ -146,7 +149,7 @@ def _fresh(directory: Path) -> Path:
     """The directory, made now: a place that cannot be written to is refused before anything is measured."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
+        if any(entry.name != TEMPORARY for entry in directory.iterdir()):
             raise ValueError(f"{directory} is not empty: name a new directory with --out")
     except OSError as error:
         raise ValueError(f"cannot write to {directory}: {error.strerror}; name another directory with --out") from error

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from bench import places
 from bench.types import FINE, MARKS, Device, Run, Status
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -47,7 +49,7 @@ EXIT_CODES = {
 UNJUDGED = {  # of commands that judge no run
     Exit.VALID: "done",
     Exit.USAGE: "bad usage: nothing was written over",
-    Exit.FAILED: "torch does not work here, or Ctrl-C",
+    Exit.FAILED: "torch does not work here, resbench itself failed, or Ctrl-C",
 }
 
 
@@ -64,6 +66,22 @@ def exit_code(run: Run, *, strict: bool = False) -> Exit:
     if strict and (statuses & MARKS or run.pending):
         return Exit.FAILED
     return Exit.VALID
+
+
+_DIRECTORY = "bench.directory"
+
+
+def writes_to(directory: Path | None) -> None:
+    """Note the directory that the running command writes to: see `places.settle`; reports of failures go there too."""
+    if directory is not None:
+        click.get_current_context().meta[_DIRECTORY] = directory
+    places.settle(directory)
+
+
+def directory_of(context: click.Context) -> Path | None:
+    """The directory that its command writes to, as far as is known."""
+    directory: Path | None = context.meta.get(_DIRECTORY)
+    return directory
 
 
 # What click calls to convert a value; the function's name stands for the value in --help.

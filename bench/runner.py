@@ -1,17 +1,19 @@
 """Pending cases -> isolated workers -> journal: time-outs, crashes, budgets and resumed runs. Imports no torch."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 from time import monotonic
-from typing import Protocol
+from traceback import format_exception
+from typing import Any, Protocol
 
 from bench import ceilings, maxbatch, turns
-from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, started
-from bench.journal import Journal, read
+from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, describe, started
+from bench.journal import Journal, UnfitRecordError, read
+from bench.report.text import count
 from bench.rows import BASELINE, TIMED_STATUSES
 from bench.types import (
     FINE,
@@ -84,33 +86,41 @@ def run(
     """
     began, started_at = monotonic() if began is None else began, _now()
     own_budget = budget_s is None and plan is not None and plan.budget_s is not None
+    if plan is not None and own_budget:
+        budget_s = plan.budget_s
+    deadline = None if budget_s is None else began + budget_s
     if plan is not None:
-        _check_plan(plan)
-        budget_s = plan.budget_s if own_budget else budget_s
+        _check_plan(plan, deadline)
     with (
         Journal.create(directory, plan) if plan else Journal.resume(directory) as journal,
         _emptied(directory / SCRATCH) as scratch,
     ):
         if plan is None:
-            _check_plan(journal.plan)  # the weights may be gone
+            _check_plan(journal.plan, deadline)  # the weights may be gone
         for notice in journal.notices:
             observer.notice(notice)
-        deadline = None if budget_s is None else began + budget_s
-        interrupted, as_planned = "", False
+        interrupted, by_hand = "", False
         try:
             interrupted = _Sitting(journal, observer, scratch, deadline).run(again)
-            as_planned = bool(interrupted) and own_budget
         except KeyboardInterrupt:
-            interrupted = "Ctrl-C"
+            interrupted, by_hand = "Ctrl-C", True
+        except _BudgetSpentError:
+            interrupted = "the budget was spent before the first case"
         if interrupted:
             observer.notice(f"stopped: {interrupted}")
-        wall_s = monotonic() - began
-        journal.append(Session(started_at=started_at, wall_s=wall_s, interrupted=interrupted, as_planned=as_planned))
+        journal.append(
+            Session(
+                started_at=started_at,
+                wall_s=monotonic() - began,
+                interrupted=interrupted,
+                as_planned=own_budget and bool(interrupted) and not by_hand,
+            )
+        )
     return read(directory)
 
 
 class _BudgetSpentError(Exception):
-    """The budget ended in the middle of a case, which is left for `--resume`."""
+    """The budget ended in the middle of what a worker did, which is left for `--resume`."""
 
 
 class _Sitting:
@@ -129,46 +139,48 @@ class _Sitting:
         """Run what is pending, and what is to be measured again; why some is left, if it is."""
         device = self.plan.cases[0].device
         weights = self.plan.settings.weights
-        environment: Environment = call("bench.worker:survey", device, weights, timeout_s=_SURVEY_TIMEOUT_S)
-        self.journal.append(environment)
-        for notice in self.journal.left_out(environment):
+        self.environment: Environment = _ask(self.deadline, "survey", device, weights)
+        self.journal.append(self.environment)
+        for notice in self.journal.left_out(self.environment):
             self.observer.notice(notice)
-        pending = self._pending(self.journal.statuses(environment.hash), again)
+        pending = self._pending(self.journal.statuses(self.environment.hash), again)
         if not pending:
             self.observer.started(self.plan, 0)
             return ""
         known = read(self.journal.directory)
         for result in known.results:
             self._learn(result.case, sum(result.phases_s.values()), result.cost)
-        self.ceilings = known.ceilings or self._ceilings(environment)
+        self.ceilings = known.ceilings or self._ceilings()
         inspected = self._inspected(pending)
         self.observer.started(self.plan, len(pending))
-        left = 0
-        for number, case in enumerate(pending, start=1):
-            cost, missing = inspected[case.key]
-            if not missing and self.deadline is not None and monotonic() + self._expected_s(case, cost) > self.deadline:
-                left += 1
-                continue
-            self.observer.case_started(case, number)
-            began = monotonic()
-            try:
-                result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
-            except _BudgetSpentError:
-                left += 1
-                continue
-            result = replace(
+        settled = [self._settle(case, number, *inspected[case.key]) for number, case in enumerate(pending, start=1)]
+        left = settled.count(False)
+        return f"the budget is spent: {count(left, 'case')} left" if left else ""
+
+    def _settle(self, case: Case, number: int, cost: Cost, missing: str) -> bool:
+        """Give the case its row, or leave it where the budget does not suffice: whether it has one."""
+        began = monotonic()
+        if not missing and self.deadline is not None and began + self._expected_s(case, cost) > self.deadline:
+            return False
+        self.observer.case_started(case, number)
+        try:
+            result = Result(case=case, status=Status.UNSUPPORTED, reason=missing) if missing else self._result(case)
+        except _BudgetSpentError:
+            return False
+        result = self._kept(
+            replace(
                 result,
                 cost=cost if case.kind == "measure" else None,
                 finished_at=_now(),
-                environment_hash=environment.hash,
+                environment_hash=self.environment.hash,
             )
-            self.journal.append(result)
-            if not missing:
-                self._learn(case, monotonic() - began, cost)
-            self.observer.case_finished(result)
-            if result.status not in TIMED_STATUSES:
-                self.failed.add(case.key)
-        return f"the budget is spent: {left} cases left" if left else ""
+        )
+        if not missing:
+            self._learn(case, monotonic() - began, cost)
+        self.observer.case_finished(result)
+        if result.status not in TIMED_STATUSES:
+            self.failed.add(case.key)
+        return True
 
     def _pending(self, statuses: Mapping[str, Status], again: frozenset[Status]) -> list[Case]:
         """What was never run, what failed, and what is to be measured again, each in the plan's order."""
@@ -178,9 +190,9 @@ class _Sitting:
 
     def _inspected(self, cases: list[Case]) -> dict[str, tuple[Cost, str]]:
         """By key: the least work of each case, and why it is not run here; empty if it is."""
-        inspected: dict[str, tuple[Cost, str]] = call("bench.worker:inspect", tuple(cases), timeout_s=_SURVEY_TIMEOUT_S)
-        costs = {case: inspected[case.key] for case in cases}
-        return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in costs.items()}
+        inspected: dict[str, tuple[Cost, str]] = _ask(self.deadline, "inspect", tuple(cases))
+        found = {case: inspected[case.key] for case in cases}
+        return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in found.items()}
 
     def _why_left_out(self, case: Case) -> str:
         """A precision that is emulated can be checked all the same; its speed says nothing about a network."""
@@ -193,13 +205,13 @@ class _Sitting:
         limit_s = self.plan.settings.timeout_s
         return limit_s if self.deadline is None else min(limit_s, max(0.0, self.deadline - monotonic()))
 
-    def _ceilings(self, environment: Environment) -> Ceilings:
+    def _ceilings(self) -> Ceilings:
         """Of this environment: once a machine, and once a run in its journal."""
-        rates = ceilings.kept(environment)
+        rates = ceilings.kept(self.environment)
         if rates is None:
             self.observer.preparing("measuring what this device reaches")
-            measured: Ceilings = call("bench.worker:ceilings", self.plan.cases[0].device, timeout_s=_SURVEY_TIMEOUT_S)
-            ceilings.keep(environment, measured)
+            measured: Ceilings = _ask(self.deadline, "ceilings", self.plan.cases[0].device)
+            ceilings.keep(self.environment, measured)
             rates = measured
         self.journal.append(rates)
         return rates
@@ -217,22 +229,39 @@ class _Sitting:
         return max(times, default=settings.warmup_budget_s + settings.sample_budget_s)
 
     def _result(self, case: Case) -> Result:
-        """The result of a case that can run here, whatever happens to its worker."""
-        log = self.journal.directory / LOGS / f"{case.key}.log"
-        log.parent.mkdir(exist_ok=True)
+        """The result of a case that can run here, whatever happens to its worker, or to us."""
+        log = self._log(case)
         phases = _Phases(lambda phase: self.observer.phase(case, phase))
         try:
+            log.parent.mkdir(exist_ok=True)
             result = _PROCEDURES[case.kind](self, case, log, phases)
+            if result.status in FINE | MARKS:
+                log.unlink(missing_ok=True)
         except WorkerTimeoutError as error:
-            if self.deadline is not None and monotonic() >= self.deadline:
+            if _over(self.deadline):
                 raise _BudgetSpentError from error
-            result = Result(case=case, status=Status.TIMEOUT, reason=str(error))
+            result = Result(case=case, status=Status.TIMEOUT, reason=f"{error}{_see(log)}")
         except WorkerCrashedError as error:
-            result = Result(case=case, status=Status.CRASHED, reason=str(error))
-        if result.status in FINE | MARKS:
-            log.unlink(missing_ok=True)
+            result = Result(case=case, status=Status.CRASHED, reason=f"{error}{_see(log)}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this case alone
+            result = _crashed(case, error, log)
         phases.end()
         return replace(result, phases_s={**phases.took_s, **result.phases_s})  # the worker's own clock where it has one
+
+    def _log(self, case: Case) -> Path:
+        return self.journal.directory / LOGS / f"{case.key}.log"
+
+    def _kept(self, result: Result) -> Result:
+        """The result, now in the journal; one that cannot be is a crash."""
+        try:
+            self.journal.append(result)
+        except UnfitRecordError as error:
+            crash = _crashed(result.case, error, self._log(result.case))
+            result = replace(
+                crash, cost=result.cost, finished_at=result.finished_at, environment_hash=result.environment_hash
+            )
+            self.journal.append(result)
+        return result
 
     def _check(self, case: Case, log: Path, phases: "_Phases") -> Result:
         """Kinds `measure` and `parity`: the reference first, in a process of its own."""
@@ -251,7 +280,9 @@ class _Sitting:
                 taken, note = turns.compare(case, worker, baselines, within, phases)
                 worker.dismiss()
                 answer = worker.answer(self._limit_s(), phases)
-        result: Result = answer
+        if not isinstance(answer, Result):
+            raise TypeError(f"the worker answered with {type(answer).__name__}, which is no result")
+        result = answer
         measured = result.measurement
         return replace(result, measurement=replace(measured, turns=taken, turns_note=note)) if measured else result
 
@@ -374,7 +405,36 @@ def _emptied(folder: Path) -> Iterator[Path]:
         rmtree(folder, ignore_errors=True)
 
 
-def _check_plan(plan: Plan) -> None:
+def _ask(deadline: float | None, entry: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever the entry returns
+    """What a worker says that runs before the first case; within the budget."""
+    if _over(deadline):
+        raise _BudgetSpentError
+    limit_s = _SURVEY_TIMEOUT_S if deadline is None else min(_SURVEY_TIMEOUT_S, deadline - monotonic())
+    try:
+        return call(f"bench.worker:{entry}", *arguments, timeout_s=limit_s)
+    except WorkerTimeoutError as error:
+        if _over(deadline):
+            raise _BudgetSpentError from error
+        raise
+
+
+def _over(deadline: float | None) -> bool:
+    return deadline is not None and monotonic() >= deadline
+
+
+def _crashed(case: Case, error: Exception, log: Path) -> Result:
+    """The row of a case that failed on our side. Its log ends with the traceback."""
+    with suppress(OSError), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(format_exception(error))
+    return Result(case=case, status=Status.CRASHED, reason=f"{describe(error)}{_see(log)}")
+
+
+def _see(log: Path) -> str:
+    """Where to read on: relative to the run directory, which may be moved."""
+    return f"; see {log.relative_to(log.parents[1])}" if log.exists() else ""
+
+
+def _check_plan(plan: Plan, deadline: float | None) -> None:
     """Refuse what cannot be run; loading the weights takes torch, hence a worker."""
     devices = sorted({case.device for case in plan.cases})
     if len(devices) != 1:  # figures of one run are compared, and that takes one device
@@ -383,9 +443,9 @@ def _check_plan(plan: Plan) -> None:
         )
     if plan.settings.weights:
         models = tuple(dict.fromkeys(case.model for case in plan.cases))
-        problem: str = call("bench.worker:weights_problem", models, plan.settings.weights, timeout_s=_SURVEY_TIMEOUT_S)
-        if problem:
-            raise ValueError(problem)
+        with suppress(_BudgetSpentError):  # what needs the weights will not be run either
+            if problem := _ask(deadline, "weights_problem", models, plan.settings.weights):
+                raise ValueError(problem)
 
 
 def _now() -> str:

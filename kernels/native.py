@@ -39,7 +39,7 @@ def _build(source: str) -> tuple[ctypes.CDLL | None, str]:
         library = Path(folder) / "kernel.so"
         command = [*compiler, *_FLAGS, *_AVX512_BF16, str(path), "-o", str(library)]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - the compiler named by CXX
+            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")  # noqa: S603 - from CXX
             return ctypes.CDLL(str(library)), ""
         except FileNotFoundError:
             return None, f"no C++ compiler {compiler[0]!r}: install g++, or name one in CXX"

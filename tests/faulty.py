@@ -199,3 +199,11 @@ def own_resources(case: Case, tools: Path | None) -> tuple[int, str, list[str]]:
     with worker._own_resources(case, tools):
         cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
         return resource.getrlimit(resource.RLIMIT_DATA)[0], cache, [entry.name for entry in Path(cache).iterdir()]
+
+
+def places() -> dict[str, bool]:
+    """Whether this worker has a place for temporary files of its own, and a home to write to."""
+    return {
+        "temporary": Path(tempfile.mkdtemp()).parent.name.startswith("resbench-worker-"),
+        "home": Path.home().is_dir() and os.access(Path.home(), os.W_OK),
+    }

@@ -94,6 +94,12 @@ def test_output_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_log_that_cannot_be_written_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerCrashedError, match=r"^its log cannot be written \(FileNotFoundError: .* start-up$"):
+        call("faulty:add", 2, 3, log=tmp_path / "none" / "log")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_temporary_files_of_a_killed_worker_are_gone() -> None:
     phases: list[str] = []
     with pytest.raises(WorkerTimeoutError):

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.journal import JOURNAL_NAME, SCHEMA, Journal, Record, read
+from bench.places import TEMPORARY
 from bench.types import (
     Case,
     Ceilings,
@@ -378,6 +379,12 @@ def test_a_new_run_takes_a_new_or_an_empty_directory_only(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="not empty: pass --resume"):
         Journal.create(tmp_path / "full", PLAN)
     assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_the_place_that_a_run_lends_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / TEMPORARY).mkdir()
+    Journal.create(tmp_path, PLAN).close()
+    assert read(tmp_path).plan == PLAN
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ PARENT = (
     "bench.cli", "bench.types", "bench.sweep", "bench.runner", "bench.journal", "bench.metrics", "bench.stats",
     "bench.isolation", "bench.progress", "bench.report.write", "bench.report.terminal", "bench.junit",
     "bench.kernel_command", "bench.report.kernels", "bench.report.kernel_terminal", "bench.report.kernel_trials",
-    "bench.traffic_command", "bench.report.traffic", "resnet.paths", "resnet.depths",
+    "bench.traffic_command", "bench.report.traffic", "bench.__main__", "resnet.paths", "resnet.depths",
 )  # fmt: skip
 
 PATH_NAMES = (
@@ -230,7 +230,15 @@ def test_one_test_command_everywhere() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == command
 
 
+def test_what_tells_of_failures_needs_the_standard_library_alone() -> None:
+    """It has to work where a package is missing."""
+    for module in ("bench.__main__", "bench.failure", "bench.streams"):
+        others = {target.split(".")[0] for target in imports(module, deferred=False)} - sys.stdlib_module_names
+        assert others <= {"bench"}
+        assert ours(module) <= {"bench", "bench.failure", "bench.streams"}
+
+
 def test_the_package_ships_what_it_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["scripts"] == {"resbench": "bench.cli:main"}
+    assert project["project"]["scripts"] == {"resbench": "bench.__main__:main"}
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["bench", "kernels", "resnet"]

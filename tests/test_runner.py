@@ -1,8 +1,10 @@
 """The sweep over workers that a test makes up, and once over real ones."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
 from bench import runner
 from bench.isolation import WorkerCrashedError, WorkerTimeoutError
-from bench.journal import read
+from bench.journal import Journal, Record, read
 from bench.types import MARKS, Case, Ceilings, Environment, Plan, Result, Settings, Status
 
 
@@ -82,7 +84,85 @@ def test_worker_that_fails_costs_one_case(
     hit = "channels_last" if entry == "_run_case" else "eager"
     assert statuses(run) == [f"{path} {status if path == hit else 'valid'}" for path in PATHS]
     (row,) = (row for row in run.results if row.case.path == hit)
-    assert (row.reason, row.measurement, row.cost) == (str(error), None, COST)
+    reason = f"{error}; see logs/{row.case.key}.log"
+    assert (row.reason, row.measurement, row.cost) == (reason, None, COST)
+    assert (directory / "logs" / f"{row.case.key}.log").is_file()
+
+
+def not_a_number(case: Case) -> Result:
+    return replace(result(case), phases_s={"build": nan})
+
+
+def not_json(case: Case) -> Result:
+    return replace(result(case), phases_s={"build": 1j})  # type: ignore[dict-item]
+
+
+def no_result(_: Case) -> Result:
+    return "done"  # type: ignore[return-value]
+
+
+def a_bug(_: Case) -> Result:
+    raise ZeroDivisionError("division by zero\nand a second line")
+
+
+def no_file(_: Case) -> Result:
+    raise PermissionError(13, "Permission denied", "somewhere")
+
+
+def no_memory(_: Case) -> Result:
+    raise MemoryError
+
+
+MISTAKES: dict[Callable[[Case], Result], str] = {
+    a_bug: "ZeroDivisionError: division by zero",
+    no_file: "PermissionError: [Errno 13] Permission denied: 'somewhere'",
+    no_memory: "MemoryError",
+    no_result: "TypeError: the worker answered with str, which is no result",
+    not_a_number: "UnfitRecordError: phases_s.build: NaN is not a result; store an infinity, or nothing",
+    not_json: "UnfitRecordError: Result: Encoding objects of type complex is unsupported",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_any_exception_in_a_case_is_its_row(
+    workers: Workers, directory: Path, mistake: Callable[[Case], Result]
+) -> None:
+    workers.measure = lambda case: mistake(case) if case.path == "channels_last" else result(case)
+    run, heard = sit(directory, plan())
+    assert statuses(run) == ["eager valid", "channels_last crashed", "compile valid"]
+    row, log = run.results[1], f"logs/{CASES[1].key}.log"
+    assert row.reason == f"{MISTAKES[mistake]}; see {log}"
+    assert (row.cost, row.environment_hash, bool(row.finished_at)) == (COST, ENVIRONMENT.hash, True)
+    said = (directory / log).read_text()
+    assert "Traceback (most recent call last)" in said
+    assert "finished channels_last crashed" in heard
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_log_that_cannot_be_removed_costs_its_case(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    run, _ = sit(directory, plan())
+    assert statuses(run) == [f"{path} crashed" for path in PATHS]
+    assert run.results[0].reason.startswith("PermissionError: [Errno 13] Permission denied; see logs/")
+
+
+def test_a_full_disk_ends_the_run(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more can be kept: what was measured before is."""
+
+    def append(self: Journal, record: Record) -> None:
+        if isinstance(record, Result) and record.case.path == "channels_last":
+            raise ValueError("cannot write to results.jsonl: No space left on device")
+        written(self, record)
+
+    written = Journal.append
+    monkeypatch.setattr(Journal, "append", append)
+    with pytest.raises(ValueError, match="No space left on device"):
+        sit(directory, plan())
+    assert statuses(read(directory)) == ["eager valid"]
+    assert workers.paths_run() == ["eager", "channels_last"]
 
 
 def test_out_of_memory_is_a_row_and_the_batch_size_stays(workers: Workers, directory: Path) -> None:
@@ -147,14 +227,14 @@ def test_budget_stops_before_it_is_spent_and_resume_goes_on(workers: Workers, di
     run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
     assert statuses(run) == ["eager valid", "channels_last valid"], "12 s and 10 s; a third would end after 32 s"
     assert [case.path for case in run.pending] == ["compile"]
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
-    assert heard[-1] == "notice stopped: the budget is spent: 1 cases left"
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
+    assert heard[-1] == "notice stopped: the budget is spent: 1 case left"
     assert run.sessions[-1].wall_s <= 25.0
     run, heard = sit(directory, None)
     assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
     assert workers.paths_run() == ["eager", "channels_last", "compile"], "none twice"
     assert heard[0] == "started made-up 1"
-    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 cases left", ""]
+    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 case left", ""]
     assert workers.names().count("ceilings") == 1
 
 
@@ -174,6 +254,58 @@ def test_budget_ends_in_the_middle_of_a_case_that_takes_longer_than_expected(wor
     run, _ = sit(directory, None)
     assert {row.status for row in run.results} == {Status.TIMEOUT}, "without a budget it is a result"
     assert workers.limits[-1] == Settings().timeout_s
+
+
+@pytest.mark.parametrize("entry", ["weights_problem", "survey", "ceilings", "inspect"])
+@pytest.mark.parametrize("hangs", [True, False])
+def test_budget_that_is_spent_before_the_first_case_interrupts_the_run(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch, entry: str, hangs: bool
+) -> None:
+    right = getattr(workers, f"_{entry}")
+
+    def slow(*arguments: object) -> object:
+        workers.now_s += 10.0
+        if hangs:
+            raise WorkerTimeoutError("no result within 10 s, during start-up")
+        return right(*arguments)
+
+    monkeypatch.setattr(workers, f"_{entry}", slow)
+    run, heard = sit(directory, plan(weights="w.pt", warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=10.0)
+    assert (run.results, len(run.pending)) == ((), 3)
+    assert run.sessions[-1].interrupted.startswith("the budget ")
+    assert heard[-1].startswith("notice stopped: the budget ")
+    assert workers.names()[-1] == entry, "nothing is begun after it"
+    monkeypatch.setattr(workers, f"_{entry}", right)
+    run, _ = sit(directory, None)
+    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
+
+
+def test_calls_before_the_first_case_get_what_is_left_of_the_budget(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def call(entry: str, *arguments: object, timeout_s: float, **options: object) -> object:
+        if entry.endswith(("survey", "ceilings", "inspect")):
+            limits.append(timeout_s)
+            workers.now_s += 2.0
+        return workers.call(entry, *arguments, timeout_s=timeout_s, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "call", call)
+    sit(directory, plan(), budget_s=25.0)
+    sit(directory.with_name("another"), plan())
+    assert limits == [25.0, 23.0, 21.0, 300.0, 300.0, 300.0]
+
+
+def test_survey_that_hangs_without_a_budget_is_told(
+    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*_: str) -> Environment:
+        raise WorkerTimeoutError("no result within 300 s, during start-up")
+
+    monkeypatch.setattr(workers, "_survey", hang)
+    with pytest.raises(WorkerTimeoutError, match="300 s"):
+        sit(directory, plan())
 
 
 def test_baselines_end_with_the_budget_too(workers: Workers, directory: Path) -> None:
@@ -213,7 +345,7 @@ def test_a_case_that_does_not_fit_the_budget_makes_way_for_those_that_do(workers
     workers.costs = {CASES[1].key: replace(COST, flops=5 * COST.flops)}
     run, _ = sit(directory, plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=40.0)
     assert statuses(run) == ["eager valid", "compile valid"]
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
 
 
 def test_the_plan_s_own_budget_ends_a_new_run_as_planned(workers: Workers, directory: Path) -> None:
@@ -221,7 +353,7 @@ def test_the_plan_s_own_budget_ends_a_new_run_as_planned(workers: Workers, direc
     made = replace(plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=25.0)
     run, _ = sit(directory, made)
     assert (len(run.results), run.left_out_as_planned) == (2, True)
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 cases left"
+    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
     run, _ = sit(directory, None)
     assert (len(run.results), run.left_out_as_planned) == (3, False), "without --budget the rest has all the time"
 

@@ -67,7 +67,8 @@ def test_a_compiler_that_does_not_work_costs_the_cases_that_compile(
     monkeypatch.setattr(workers, "_prepare_compiler", broken)
     run, _ = sit(directory, plan(*CASES))
     assert statuses(run) == ["eager valid", "channels_last valid", "compile crashed"]
-    assert run.results[-1].reason == "CppCompileError: C++ compile error during compiler"
+    log = f"logs/{CASES[2].key}.log"
+    assert run.results[-1].reason == f"CppCompileError: C++ compile error during compiler; see {log}"
 
 
 def test_a_compiler_that_hangs_is_waited_for_once(
@@ -122,7 +123,8 @@ def test_reference_that_timed_out_is_not_tried_again(
     other = replace(CASES[0], batch_size=CASES[0].batch_size + 1)
     run, _ = sit(directory, plan(*CASES, other))
     assert statuses(run) == [*(f"{path} timeout" for path in PATHS), "eager valid"]
-    assert {row.reason for row in run.results[:-1]} == {"no result within 60 s, during reference"}
+    reason = "no result within 60 s, during reference"
+    assert [row.reason for row in run.results[:-1]] == [f"{reason}; see logs/{CASES[0].key}.log", reason, reason]
     assert workers.names().count("prepare_reference") == 2, "once a cell"
     monkeypatch.setattr(workers, "_prepare_reference", right)
     run, _ = sit(directory, None)
