@@ -278,7 +278,7 @@ def test_a_terminal_sees_case_phase_and_time_left() -> None:
         watch.refresh()
         watch.case_finished(done)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in (f"{done.case.key}: warm-up", "0/1", "0:00:00", "left", "2000.0 img/s"):
+    for word in ("eager: warm-up", "0/1", "0:00:00", "left", "2000.0 img/s", "resnet18 · infer · fp32 · batch 8"):
         assert word in shown
 
 
