@@ -223,6 +223,8 @@ def test_a_pipe_gets_one_line_a_case_and_no_control_codes(fake: FakeRunner) -> N
         "[2/2] oom            resnet18-infer-fp32-b4-i224-compile-cpu  because  (16.5 s)",
     ]
     assert "harness overhead: 30.0 s of wall time for 20.0 s of warm-up, samples and turns: 1.50 times as long" in lines
+    assert lines[lines.index("wrote:") - 1] == f"report: {Path('here/report.md')}"
+    assert any(line.startswith("resnet18 inference, batch 4: eager in fp32 is fastest at ") for line in lines)
     files = lines[lines.index("wrote:") + 1 :]
     assert {Path(file).name for file in files} >= REPORTS
     assert all(Path(file).is_file() for file in files)
