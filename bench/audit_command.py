@@ -13,6 +13,7 @@ from bench import isolation, listings
 from bench.options import OUTPUT_OPTIONS, Exit, epilog, grouped, names, shape_option
 from bench.output import Output
 from bench.progress import bar
+from bench.sheet import Axis, Sheet
 
 # Those of kernels.runtime and kernels.audit, which import torch; a test keeps them equal.
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -29,6 +30,8 @@ EXITS = {
     Exit.USAGE: "bad usage: nothing was compiled",
     Exit.FAILED: "a compiler died, or Ctrl-C",
 }
+AXES = (Axis("arch", "arch"),)
+LATER = ("occupancy", "shared B", "compiled", "stack B", "load bits", "store bits")  # what goes first is last
 _TIMEOUT_S = 3600.0
 
 Row = dict[str, Any]
@@ -95,7 +98,7 @@ def audit(
         output.json({"rows": rows, "faults": faults, "files": [csv_file] if csv_file else [], "exit_code": ends})
     else:
         console = output.console()
-        console.print(listings.table(summary(rows)))
+        console.print(table(rows))
         console.print(f"{len(rows)} compilations, {len(faults)} faults")
         if csv_file is not None:
             console.print("wrote:")
@@ -122,6 +125,10 @@ def _compiled(
         except isolation.WorkerError as error:
             raise CompilerDied(f"the audit has no answer: {error}; try fewer at a time, e.g. --arch sm_90") from error
     return rows
+
+
+def table(rows: Iterable[Row]) -> Sheet:
+    return listings.table(summary(rows), axes=AXES, later=LATER, elsewhere="--csv writes every compilation")
 
 
 def summary(rows: Iterable[Row]) -> listings.Rows:

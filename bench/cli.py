@@ -37,6 +37,7 @@ from bench.progress import Watch
 from bench.sweep import Axes, expand, load_preset, max_batch_cases
 from bench.traffic_command import traffic
 from bench.types import MARKS, Case, Plan
+from bench.wrapped import say
 
 DEFAULT_PRESETS = {"cuda": "quick", "cpu": "cpu-quick"}
 LISTS = {"paths": listings.paths, "presets": listings.presets, "models": listings.models}
@@ -216,8 +217,8 @@ def parity(
             *([out / journal.JOURNAL_NAME] if out else []),
             *([junit.write(done, junit_file)] if junit_file else []),
         ],
-        lines=[*listings.unsupported(done), *unfinished.lines(done, out)],
-        table=listings.table(listings.verdicts(done)),
+        lines=unfinished.lines(done, out),
+        table=listings.verdicts(done),
     )
     ctx.exit(exit_code(done))
 
@@ -261,10 +262,11 @@ def doctor(*, as_json: bool) -> None:
     for device in devices:
         facts = [{"fact": name, "value": value} for name, value in device["facts"].items()]
         console.print(listings.table(facts, title=device["device"]))
-        rows, reasons = listings.capabilities(device["cells"])
-        console.print(listings.table(rows, title=f"paths on {device['device']}"))
+        say(console, f"It reaches, measured now: {device['reaches']}.")
+        paths, reasons = listings.capabilities(device["device"], device["cells"])
+        console.print(paths)
         for reason in reasons:
-            console.print(reason, markup=False, soft_wrap=True)
+            say(console, reason, indent=4)
 
 
 main.add_command(audit)

@@ -21,7 +21,7 @@ def has_cuda() -> bool:
 
 
 def examine() -> list[dict[str, object]]:
-    """For each device that this machine has: `device`, `facts`, `ceilings` and `cells`.
+    """For each device that this machine has: `device`, `facts`, `ceilings`, in words `reaches`, and `cells`.
 
     The ceilings are measured now, and kept for later runs (`bench.ceilings`). A cell is a path, mode and precision with
     `reason`: why it cannot run here, `untimed`: why it can only be checked, or `emulated`: why presets leave it out;
@@ -40,6 +40,7 @@ def _examined(device: Device) -> dict[str, object]:
         "device": device,
         "facts": told(where),
         "ceilings": asdict(rates),
+        "reaches": ceilings.told(rates),
         "cells": [_cell(device, rates, path, mode, precision) for path, mode, precision in cells],
     }
 

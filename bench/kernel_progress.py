@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bench.kernel_types import Contender, Op, Outcome, Row
 from bench.progress import bar
+from bench.wrapped import say
 
 SHOWN: tuple[Contender, ...] = ("fused", "eager", "compile")
 
@@ -47,7 +48,7 @@ class Watch:
         )
 
     def line(self, text: Text) -> None:
-        self._console.print(text, soft_wrap=True)
+        say(self._console, text, indent=8)
 
 
 @contextmanager

@@ -1,21 +1,27 @@
 """What the commands list, as rows of plain data: the same rows become a terminal table or JSON. Imports no torch."""
 
-from collections import Counter
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
+from bench import cell
 from bench.options import STYLES
 from bench.rows import wall_and_measured_s
+from bench.sheet import EMPTY, Align, Axis, Column, Form, Sheet
 from bench.sweep import expand, load_preset, preset_names
 from bench.types import Result, Run, Status
 from resnet.depths import DEPTHS
 from resnet.paths import PATHS
 
+# What `bench.doctor.examine` may have found to be in the way, and what it leaves.
+ANSWERS = {"reason": "no", "untimed": "parity only", "emulated": "emulated"}
+
 Rows = list[dict[str, object]]
+
+PROSE = frozenset({"what it is", "needs", "value", "reason"})  # columns that may be broken between words
+_FIGURE = re.compile(r"[\d.,]+( %|x( ±.*| \[.*\])?)?|inf|never")
 
 
 def paths() -> Rows:
@@ -37,17 +43,16 @@ def models() -> Rows:
     return [{"model": name, **asdict(depth)} for name, depth in DEPTHS.items()]
 
 
-def verdicts(run: Run) -> Rows:
+def verdicts(run: Run) -> Sheet:
     """The parity of every case that can run here: its worst tensor beside eager's own error, and where it diverges."""
-    return [_verdict(result) for result in run.results if result.status is not Status.UNSUPPORTED]
+    rows = [_verdict(result) for result in run.results if result.status is not Status.UNSUPPORTED]
+    return table(rows, axes=cell.AXES, later=("worst tensor", "first layer", "eager", "tensors"))
 
 
 def _verdict(result: Result) -> dict[str, object]:
     case, parity = result.case, result.parity
     return {
-        "model": case.model,
-        "mode": case.mode,
-        "precision": case.precision,
+        **{axis.name: getattr(case, axis.name) for axis in cell.AXES},
         "path": case.path,
         "verdict": result.status.value,
         "tensors": parity.tensors if parity else None,
@@ -56,28 +61,30 @@ def _verdict(result: Result) -> dict[str, object]:
         "eager": parity.worst.eager_error if parity else None,
         "allowed": parity.worst.tolerance if parity else None,
         "first layer": parity.first_layer if parity else "",
-        "reason": result.reason,
     }
 
 
-def unsupported(run: Run) -> list[str]:
-    """One line a reason why cases cannot run here, with their number."""
-    reasons = Counter(result.reason for result in run.results if result.status is Status.UNSUPPORTED)
-    return [f"not run here, {number} of {len(run.results)} cases: {reason}" for reason, number in reasons.items()]
-
-
-def capabilities(cells: list[dict[str, str]]) -> tuple[Rows, list[str]]:
+def capabilities(device: str, cells: list[dict[str, str]]) -> tuple[Sheet, list[str]]:
     """What `bench.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
-    reasons = list(dict.fromkeys(reason for cell in cells if (reason := cell["reason"] or cell["untimed"])))
+    reasons = list(dict.fromkeys(cell[name] for cell in cells for name in ANSWERS if cell[name]))
     rows: Rows = [
         {"path": path, "mode": mode} | {cell["precision"]: _capability(cell, reasons) for cell in group}
         for (path, mode), group in groupby(cells, key=lambda cell: (cell["path"], cell["mode"]))
     ]
-    return rows, [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+    first = [_column("path", rows, key=True), _column("mode", rows, key=True)]
+    precisions = dict.fromkeys(cell["precision"] for cell in cells)
+    columns = [Column(name, (Form(0, _shorter(name)), Form(1, _cell(name))), "left") for name in precisions]
+    sheet = Sheet(rows=rows, columns=[*first, *columns], title=f"paths on {device}")
+    return sheet, [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+
+
+def _shorter(name: str) -> Callable[[Any], str]:
+    """`parity only (2)` as `parity (2)`."""
+    return lambda row: _text(row[name]).replace(" only", "")
 
 
 def _capability(cell: dict[str, str], reasons: list[str]) -> str:
-    for name, answer in (("reason", "no"), ("untimed", "parity only")):
+    for name, answer in ANSWERS.items():
         if cell[name]:
             return f"{answer} ({reasons.index(cell[name]) + 1})"
     return "yes"
@@ -90,16 +97,37 @@ def overhead(run: Run) -> str:
     return f"harness overhead: {wall_s:.1f} s of wall time for {measured_s:.1f} s of warm-up, samples and turns{ratio}"
 
 
-def table(rows: Rows, title: str = "") -> Table:
-    """Rows of the same keys as a terminal table; columns without any value are left out."""
-    names = [name for name in rows[0] if any(_text(row[name]) for row in rows)] if rows else []
-    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in names:
-        numeric = any(isinstance(row[name], int | float) for row in rows)
-        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(_text(row[name]), _style(name, row[name])) for name in names))
-    return drawn
+def table(
+    rows: Rows,
+    title: str = "",
+    *,
+    axes: Sequence[Axis] = (),
+    later: Sequence[str] = (),
+    elsewhere: str = "a wider terminal has them",
+) -> Sheet:
+    """Rows of the same keys as a terminal table; columns without any value are left out.
+
+    Of the columns in `later` the last goes first where the width does not suffice; the others come in several tables
+    then, each with the first, which names the row. `elsewhere` says where columns that go are found.
+    """
+    names = [name for name in rows[0] if name not in {axis.name for axis in axes}] if rows else []
+    ranks = {name: rank for rank, name in enumerate(later, 1)}
+    columns = [_column(name, rows, rank=ranks.get(name, 0), key=name == names[0]) for name in names]
+    return Sheet(rows=rows, columns=columns, axes=axes, title=title, elsewhere=elsewhere)
+
+
+def _column(name: str, rows: Rows, *, rank: int = 0, key: bool = False) -> Column:
+    cells = {_text(row[name]) for row in rows} - EMPTY
+    align: Align = "right" if cells and all(map(_FIGURE.fullmatch, cells)) else "left"
+    return Column(name, (Form(rank, _cell(name)),), align, _style_of(name), prose=name in PROSE, key=key)
+
+
+def _cell(name: str) -> Callable[[Any], str]:
+    return lambda row: _text(row[name])
+
+
+def _style_of(name: str) -> Callable[[Any], str]:
+    return lambda row: _style(name, row[name])
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """What a command prints: tables for people, file names alone with --quiet, one JSON object with --json."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from bench.options import Exit
 from bench.types import Run
+from bench.wrapped import say
 
+REPORT = "report.md"
 _PIPE_WIDTH = 200  # columns: a log file has no width of its own, and folded tables are hard to search
 
 
@@ -42,24 +44,28 @@ class Output:
         directory: Path | None,
         files: Sequence[Path] = (),
         lines: Sequence[str] = (),
-        table: Table | None = None,
+        table: RenderableType | None = None,
     ) -> None:
         """Write the reports to `directory` unless it is None, then print how the command ends.
 
-        That is a table (the summary of the run unless another is given), the lines, and the names of the reports and
-        of the `files` that were written before.
+        That is a table (the summary of the run unless another is given), the verdicts, the lines, and the names of the
+        reports and of the `files` that were written before.
 
         Raises:
             ValueError: the directory cannot be written to.
         """
         # pandas and matplotlib take about a second: not for --help to wait for
         from bench.metrics import frame  # noqa: PLC0415
-        from bench.report import records, terminal, write  # noqa: PLC0415
+        from bench.report import conclude, records, terminal, write  # noqa: PLC0415
 
         results = frame(run)
-        written = [*files, *(write.write(directory, run) if directory else ())]
+        rows = records.records(results)
         self.finish(
-            records.records(results), ends, files=written, lines=lines, table=table or terminal.summary(results)
+            rows,
+            ends,
+            files=[*files, *(write.write(directory, run) if directory else ())],
+            lines=[*conclude.lines(rows, len(run.pending)), *lines],
+            table=table or terminal.summary(results),
         )
 
     def finish(
@@ -69,22 +75,46 @@ class Output:
         *,
         files: Sequence[Path],
         lines: Sequence[str] = (),
-        table: Table | None = None,
+        table: RenderableType | None = None,
     ) -> None:
         """Print the end of a command: the table and the lines for people, the rows for scripts, the files for both."""
         console = self.console()
         if table is not None and not self.as_json:
             console.print(table)
         for line in lines:
-            console.print(line, markup=False, soft_wrap=True)
+            say(console, line)
         if self.as_json:
             plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
             self.json({"rows": plain, "files": files, "exit_code": ends})
             return
+        self.name_files(console, files)
+
+    def name_files(self, console: Console, files: Sequence[Path]) -> None:
+        """The report where there is one, then what else was written: a name a line for scripts."""
+        report = next((file for file in files if file.name == REPORT), None)
+        if report is not None:
+            say(console, f"report: {report}")
+        if report is not None and console.is_terminal and not self.quiet:
+            beside = [file.relative_to(report.parent) for file in files if _beside(file, report)]
+            say(console, f"beside it: {', '.join(_in_short(beside))}")
+            files = [file for file in files if file != report and not _beside(file, report)]
         if files:
             console.print("wrote:")
         for file in files:
             click.echo(file)
+
+
+def _beside(file: Path, report: Path) -> bool:
+    return file != report and file.is_relative_to(report.parent)
+
+
+def _in_short(files: Sequence[Path]) -> list[str]:
+    """The names of files, and how many each folder holds."""
+    folders = Counter(str(file.parent) for file in files if file.parent != Path())
+    return [
+        *(file.name for file in files if file.parent == Path()),
+        *(f"{number} files in {folder}/" for folder, number in folders.items()),
+    ]
 
 
 def _plain(value: object) -> object:

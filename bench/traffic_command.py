@@ -176,7 +176,7 @@ def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bo
         Exit.VALID,
         files=files,
         lines=[f"floor of {report.rates(counted)}", *counted.unseen],
-        table=listings.table(report.totals(counted)),
+        table=listings.table(report.totals(counted), later=report.LATER),
     )
 
 

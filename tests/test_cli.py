@@ -287,6 +287,8 @@ def test_a_pipe_gets_one_line_a_case_and_no_control_codes(fake: FakeRunner) -> N
         "[2/2] oom            resnet18-infer-fp32-b4-i224-compile-cpu  because  (16.5 s)",
     ]
     assert "harness overhead: 30.0 s of wall time for 20.0 s of warm-up, samples and turns: 1.50 times as long" in lines
+    assert lines[lines.index("wrote:") - 1] == f"report: {Path('here/report.md')}"
+    assert any(line.startswith("resnet18 inference, batch 4: eager in fp32 is fastest at ") for line in lines)
     files = lines[lines.index("wrote:") + 1 :]
     assert {Path(file).name for file in files} >= REPORTS
     assert all(Path(file).is_file() for file in files)
@@ -342,7 +344,7 @@ def test_a_terminal_sees_case_phase_and_time_left() -> None:
         watch.refresh()
         watch.case_finished(done)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in (f"{done.case.key}: warm-up", "0/1", "0:00:00", "left", "2000.0 img/s"):
+    for word in ("eager: warm-up", "0/1", "0:00:00", "left", "2000.0 img/s", "resnet18 · infer · fp32 · batch 8"):
         assert word in shown
 
 
@@ -429,18 +431,23 @@ def test_lists() -> None:
 
 
 def test_doctor_says_what_runs_and_why_not_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = {"fp32": ("", ""), "bf16": ("", "interpreted"), "fp16": ("needs a better CPU", "")}
-    cells = [
-        {"path": "eager", "mode": "infer", "precision": name, "reason": reason, "untimed": untimed}
-        for name, (reason, untimed) in reasons.items()
-    ]
-    found = [{"device": "cpu", "facts": {"cores": "2"}, "cells": cells}]
+    reasons = {
+        "fp32": {},
+        "tf32": {"untimed": "interpreted"},
+        "bf16": {"emulated": "is emulated"},
+        "fp16": {"reason": "needs a better CPU"},
+    }
+    nothing = {"path": "eager", "mode": "infer", "reason": "", "untimed": "", "emulated": ""}
+    cells = [{**nothing, "precision": name, **reason} for name, reason in reasons.items()]
+    found = [{"device": "cpu", "facts": {"cores": "2"}, "reaches": "a large copy 4 GB/s", "cells": cells}]
     monkeypatch.setattr(isolation, "call", {"bench.doctor:examine": found}.__getitem__)
     words = [line.split() for line in invoke("doctor").stdout.splitlines()]
     assert ["cores", "2"] in words
-    assert ["eager", "infer", "yes", "parity", "only", "(1)", "no", "(2)"] in words
+    assert ["eager", "infer", "yes", "parity", "only", "(1)", "emulated", "(2)", "no", "(3)"] in words
     assert ["(1)", "interpreted"] in words
-    assert ["(2)", "needs", "a", "better", "CPU"] in words
+    assert ["(2)", "is", "emulated"] in words
+    assert ["(3)", "needs", "a", "better", "CPU"] in words
+    assert ["It", "reaches,", "measured", "now:", "a", "large", "copy", "4", "GB/s."] in words
     assert json.loads(invoke("doctor", "--json").stdout) == found
 
 

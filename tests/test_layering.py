@@ -90,6 +90,7 @@ OPTIONS = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the rooms by its dotted name."""
     files = (file for room in ROOMS for file in (ROOT / room).rglob("*.py"))

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
-from rich.console import Console
+from screens import shown
 from synthetic_runs import (
     CASE,
     CEILINGS,
@@ -55,13 +55,6 @@ def lines_with(report: str, *words: str) -> list[str]:
     return [line for line in report.splitlines() if all(word in line for word in words)]
 
 
-def printed(run: Run) -> str:
-    console = Console(width=200, color_system=None)
-    with console.capture() as capture:
-        console.print(summary(frame(run)))
-    return capture.get()
-
-
 # --- words ---
 
 
@@ -81,6 +74,12 @@ def printed(run: Run) -> str:
         (text.ratio(1.0, 1.0, 1.0), "1.00x"),
         (text.ratio(None), text.MISSING),
         (text.interval(2345.0, 2331.0, 2360.0), "2,345 [2,331, 2,360]"),
+        (text.spread(2345.0, 2331.2, 2360.0), "2,345 ±15"),
+        (text.spread(31.4, 31.38, 31.41), "31.4 ±0.1"),
+        (text.spread(None, None, None), text.MISSING),
+        (text.ratio_spread(2.31, 2.28, 2.335), "2.31x ±0.03"),
+        (text.ratio_spread(1.0, 1.0, 1.0), "1.00x"),
+        (text.ratio_spread(None, None, None), text.MISSING),
         (text.percent(12.34), "12 %"),
         (text.percent(2.34), "2.3 %"),
         (text.steps(float("inf")), "never"),
@@ -115,7 +114,7 @@ def test_the_verdict_names_path_speed_speedup_memory_and_parity() -> None:
     assert "`compile` in bf16 is fastest at 8,000 [" in verdict
     assert re.search(r"2\.00x \[\d\.\d\d, \d\.\d\d\] eager in bf16", verdict)
     assert re.search(r"4\.00x \[\d\.\d\d, \d\.\d\d\] eager in fp32", verdict)
-    assert "with 0.50x the peak memory of eager in bf16" in verdict
+    assert "with a peak memory of 1.50 GiB, 0.50x that of eager in bf16" in verdict
     assert "Parity passed." in verdict
     assert "marked" not in verdict
 
@@ -199,7 +198,7 @@ def test_parity_failed_rows_have_no_speed_anywhere(tmp_path: Path) -> None:
         assert "compile" not in section(report, heading)
     assert "**Parity failed for 1 case**" in report
     assert lines_with(section(report, "Parity"), "`compile`", "fail", "inf", "`layer1.0.conv1`")
-    assert "3.41" not in printed(run(wrong))
+    assert "3.41" not in " ".join(shown(summary(frame(run(wrong))), 200))
 
 
 def test_every_section_of_a_full_report() -> None:
@@ -479,21 +478,6 @@ def test_a_directory_that_cannot_be_written_is_a_plain_error(tmp_path: Path) -> 
     target.write_text("not a directory")
     with pytest.raises(ValueError, match="cannot write the report"):
         write(target, run(result()))
-
-
-# --- terminal ---
-
-
-def test_the_terminal_table() -> None:
-    table = printed(every_status())
-    assert lines_with(table, "eager", "valid", "2,000 [", "1.00x", "3.00 GiB", "pass")
-    assert lines_with(table, "parity-failed", "fail")
-    assert "1 case unsupported here" in table
-    assert not lines_with(table, "compile", " unsupported ")
-
-
-def test_the_terminal_table_of_nothing() -> None:
-    assert "model" in printed(run())
 
 
 # --- reports/README.md ---

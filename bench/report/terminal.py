@@ -1,54 +1,91 @@
 """The table that a run ends with in the terminal."""
 
-import pandas as pd
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Callable
+from typing import Any
 
+import pandas as pd
+from rich.console import Group
+
+from bench.cell import AXES
 from bench.options import STYLES
-from bench.report.records import Record, grouped, records, setup, varying
-from bench.report.text import MISSING, count, integer, interval, ratio, size
+from bench.report.records import records
+from bench.report.text import MISSING, integer, interval, ratio, ratio_spread, significant, size, spread
+from bench.sheet import Column, Form, Sheet
 from bench.types import Status
 
-PLACES = {"image_size": "image", "device": "device", "world_size": "processes"}
+
+def _ends(name: str, show: Callable[[Any, Any, Any], str]) -> Callable[[Any], str]:
+    """A figure with the ends of its interval."""
+    return lambda row: show(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def summary(frame: pd.DataFrame) -> Table:
-    """One line a case, in reading order; unsupported cases are only counted, in the caption."""
-    rows = records(frame)
-    shown = [row for row in rows if row["status"] != Status.UNSUPPORTED]
-    skipped = len(rows) - len(shown)
-    table = Table(caption=f"{count(skipped, 'case')} unsupported here: see report.md" if skipped else None)
-    places = [name for name in PLACES if name in varying(shown)]
-    for name in ("model", "mode", "precision"):
-        table.add_column(name)
-    table.add_column("batch", justify="right")
-    for name in places:
-        table.add_column(PLACES[name], justify="right")
-    for name in ("path", "status"):
-        table.add_column(name)
-    for name in ("img/s", "vs eager", "peak memory"):
-        table.add_column(name, justify="right")
-    table.add_column("parity")
-    for _, cell in grouped(shown, lambda row: (*setup(row), row["batch_size"])):
-        for row in cell:
-            table.add_row(*_cells(row, places))
-        table.add_section()
-    return table
+def _value(name: str, show: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda row: show(row[name])
 
 
-def _cells(row: Record, places: list[str]) -> list[str | Text]:
-    speed = interval(row["images_per_s"], row["images_per_s_low"], row["images_per_s_high"])
-    speedup = ratio(row["speedup_vs_eager"], row["speedup_vs_eager_low"], row["speedup_vs_eager_high"])
-    return [
-        row["model"],
-        row["mode"],
-        row["precision"],
-        integer(row["batch_size"]),
-        *(str(row[name]) for name in places),
-        row["path"],
-        Text(row["status"], style=STYLES[Status(row["status"])]),
-        speed,
-        speedup,
-        size(row["peak_allocated_bytes"]),
-        Text(row["parity"] or MISSING, style="bold red" if row["parity"] == "fail" else ""),
-    ]
+def _across_precisions(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Over eager in fp32: of the rows in fp32 the column beside it says the same."""
+    return lambda row: MISSING if row["precision"] == "fp32" else show(row)
+
+
+def _status(row: Any) -> str:  # noqa: ANN401 - a row
+    return STYLES[Status(row["status"])]
+
+
+def _parity(row: Any) -> str:  # noqa: ANN401 - a row
+    """Worth a column only where it is not what the status says already."""
+    unsaid = row["images_per_s"] is not None and row["parity"] != "pass"
+    return "not checked" if unsaid else ""
+
+
+PATH = Column("path", (Form(0, _value("path", str)),), "left", key=True)
+STATUS = Column("status", (Form(0, _value("status", str)),), "left", _status)
+FP32 = "speedup_vs_eager_fp32"
+
+# Ranks: how sure a figure is comes before anything else is shown; of the axes see `bench.sheet.AXES_RANK`.
+COLUMNS = (
+    PATH,
+    STATUS,
+    Column("img/s", (
+        Form(0, _value("images_per_s", significant)),
+        Form(2, _ends("images_per_s", spread)),
+        Form(13, _ends("images_per_s", interval)),
+    )),
+    Column("vs eager", (
+        Form(0, _value("speedup_vs_eager", ratio)),
+        Form(1, _ends("speedup_vs_eager", ratio_spread)),
+        Form(12, _ends("speedup_vs_eager", ratio)),
+    )),
+    Column("vs eager fp32", (
+        Form(10, _across_precisions(_value(FP32, ratio))),
+        Form(11, _across_precisions(_ends(FP32, ratio_spread))),
+        Form(15, _across_precisions(_ends(FP32, ratio))),
+    )),
+    Column("peak memory", (Form(0, _value("peak_allocated_bytes", size)),)),
+    Column("peak vs eager", (Form(14, _value("peak_vs_eager", ratio)),)),
+    Column("parity", (Form(0, _parity),), "left", lambda _: "bold"),
+)  # fmt: skip
+LARGEST = (
+    PATH,
+    STATUS,
+    Column("largest batch", (Form(0, _value("max_batch_size", integer)),)),
+)
+
+AXES_OF_A_SEARCH = tuple(axis for axis in AXES if axis.name != "batch_size")
+INTERVALS = "± or [ ]: 95 % interval"
+
+
+def summary(frame: pd.DataFrame) -> Group:
+    """One line a case, in reading order, without unsupported cases; searches for the largest batch below."""
+    rows = [row for row in records(frame) if row["status"] != Status.UNSUPPORTED]
+    searches = [row for row in rows if row["kind"] == "max-batch"]
+    others = [row for row in rows if row["kind"] != "max-batch"]
+    found = Sheet(
+        rows=others,
+        columns=COLUMNS,
+        axes=AXES,
+        note=INTERVALS if any(row["images_per_s"] for row in others) else "",
+        elsewhere="report.md has them",
+    )
+    largest = Sheet(rows=searches, columns=LARGEST, axes=AXES_OF_A_SEARCH, title="largest batch that fits")
+    return Group(*(table for table in (found, largest) if table.rows))

@@ -1,7 +1,7 @@
 """Raw values as text for people: the only place where figures are rounded and scaled."""
 
 from collections.abc import Iterable
-from math import floor, isinf, log10
+from math import ceil, floor, isinf, log10
 from textwrap import shorten
 
 MISSING = "–"  # noqa: RUF001 - an en dash
@@ -17,8 +17,7 @@ def significant(value: float | None, digits: int = 3) -> str:
         return MISSING
     if value == 0 or isinf(value):
         return f"{value:g}"
-    decimals = max(0, digits - 1 - floor(log10(abs(value))))
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{_decimals(value, digits)}f}"
 
 
 def integer(value: float | None) -> str:
@@ -49,12 +48,26 @@ def interval(median: float | None, low: float | None, high: float | None) -> str
     return f"{significant(median)} [{significant(low)}, {significant(high)}]"
 
 
+def spread(median: float | None, low: float | None, high: float | None) -> str:
+    """The same, shorter: 2,345 ±15, by the farther end, rounded up."""
+    if median is None or low is None or high is None:
+        return significant(median)
+    return f"{significant(median)} ±{_farther(median, low, high, _decimals(median, 3))}"
+
+
 def ratio(median: float | None, low: float | None = None, high: float | None = None) -> str:
     """E.g. 2.31x [2.28, 2.34]; without its interval 2.31x."""
     if median is None:
         return MISSING
     exact = low is None or high is None or low == median == high
     return f"{median:,.2f}x" if exact else f"{median:,.2f}x [{low:,.2f}, {high:,.2f}]"
+
+
+def ratio_spread(median: float | None, low: float | None, high: float | None) -> str:
+    """The same, shorter: 2.31x ±0.03, by the farther end, rounded up."""
+    if median is None or low is None or high is None or low == median == high:
+        return ratio(median)
+    return f"{ratio(median)} ±{_farther(median, low, high, 2)}"
 
 
 def percent(value: float | None) -> str:
@@ -70,10 +83,14 @@ def code(value: str | None) -> str:
     return f"`{value}`" if value else MISSING
 
 
+def plain(value: str) -> str:
+    """One line: whitespace collapsed, the long end cut off."""
+    return shorten(" ".join(value.split()), REASON_WIDTH, placeholder=" …")
+
+
 def prose(value: str) -> str:
-    """One line that is safe in a Markdown table: whitespace collapsed, markup escaped, the long end cut off."""
-    line = shorten(" ".join(value.split()), REASON_WIDTH, placeholder=" …")
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    """One line that is safe in a Markdown table: as `plain`, and markup escaped."""
+    return plain(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def listing(words: Iterable[str]) -> str:
@@ -84,6 +101,16 @@ def listing(words: Iterable[str]) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _decimals(value: float, digits: int) -> int:
+    return max(0, digits - 1 - floor(log10(abs(value)))) if value else 0
+
+
+def _farther(median: float, low: float, high: float, decimals: int) -> str:
+    """How far the farther end of an interval is; never less than it is."""
+    apart = ceil(round(max(high - median, median - low) * 10**decimals, 6)) / 10**decimals
+    return f"{apart:,.{decimals}f}"
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

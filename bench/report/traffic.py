@@ -13,6 +13,7 @@ from bench.traffic_types import MACHINES, Counted, Operation, Traffic
 from resnet.paths import PATHS, PATHS_BY_NAME
 
 MEGA, GIGA = 1e6, 1e9
+LATER = ("GFLOP/image", "GB/step")  # where a terminal has no room these columns of totals go, the last first
 ALL = ""  # the part of a row that is about the whole network
 
 

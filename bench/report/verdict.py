@@ -1,13 +1,28 @@
 """The answer in words: which path is fastest, by how much, at what memory, and whether it is still right."""
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from bench.report.records import Record, grouped, measured, setup, setup_name, varying
-from bench.report.text import code, count, interval, listing, prose, ratio
+from bench.report.text import code, count, interval, listing, plain, prose, ratio, size
 from bench.rows import BASELINE
 from bench.types import Status
 
 COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals that rank all rows of a batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Markup:
+    """How a sentence is set: the words are the same everywhere."""
+
+    strong: Callable[[str], str]
+    code: Callable[[str], str]
+    prose: Callable[[str], str]  # the text of others
+
+
+MARKDOWN = Markup(strong="**{}**".format, code=code, prose=prose)
+PLAIN = Markup(strong=str, code=str, prose=plain)
 
 
 def best(rows: list[Record]) -> Record:
@@ -37,23 +52,21 @@ def _overlap(winner: Record, row: Record, name: str) -> bool:
     return low is not None and high is not None and high >= low
 
 
-def outcome(rows: list[Record], pending: int) -> str:
+def outcome(rows: list[Record], pending: int, markup: Markup = MARKDOWN) -> str:
     """How many cases became what, and whether the paths compute what eager computes."""
     statuses = Counter(row["status"] for row in rows)
     named = [f"{statuses[status.value]:,} {status.value}" for status in Status if statuses[status.value]]
     text = f"{count(len(rows), 'case')}: {', '.join(named)}." if rows else "No case has a result yet."
     if pending:
         text += f" {count(pending, 'case')} still to run."
-    return f"{text} {_parity(rows)}".strip()
+    return f"{text} {_parity(rows, markup)}".strip()
 
 
-def _parity(rows: list[Record]) -> str:
+def _parity(rows: list[Record], markup: Markup) -> str:
     failed, passed = (sum(row["parity"] == word for row in rows) for word in ("fail", "pass"))
     if failed:
-        return (
-            f"**Parity failed for {count(failed, 'case')}**: what they compute is not the reference's result, "
-            "so they have no speed here."
-        )
+        failure = markup.strong(f"Parity failed for {count(failed, 'case')}")
+        return f"{failure}: what they compute is not the reference's result, so they have no speed here."
     if passed:
         return (
             f"Parity passed in all {count(passed, 'checked case')}: no tensor is farther from the fp64 reference than "
@@ -62,20 +75,20 @@ def _parity(rows: list[Record]) -> str:
     return ""
 
 
-def sentences(rows: list[Record]) -> list[str]:
+def sentences(rows: list[Record], markup: Markup = MARKDOWN) -> list[str]:
     """One verdict for each model and mode, at the largest batch that has a speed."""
     timed = measured(rows)
     shown = varying(timed)
-    return [_sentence(at_largest_batch(group), shown) for _, group in grouped(timed, setup)]
+    return [_sentence(at_largest_batch(group), shown, markup) for _, group in grouped(timed, setup)]
 
 
-def _sentence(rows: list[Record], shown: set[str]) -> str:
+def _sentence(rows: list[Record], shown: set[str], markup: Markup) -> str:
     winner = best(rows)
     speed = interval(winner["images_per_s"], winner["images_per_s_low"], winner["images_per_s_high"])
-    place = f"**{setup_name(winner, shown)}, batch {winner['batch_size']}**"
-    claims = [f"{place}: {code(winner['path'])} in {winner['precision']} is fastest at {speed} img/s"]
-    text = ", ".join([*claims, *_against_eager(winner)])
-    return " ".join([f"{text}.", *_caveats(winner, rows)])
+    place = markup.strong(f"{setup_name(winner, shown)}, batch {winner['batch_size']}")
+    claims = [f"{place}: {markup.code(winner['path'])} in {winner['precision']} is fastest at {speed} img/s"]
+    text = ", ".join([*claims, *_against_eager(winner), *_memory(winner)])
+    return " ".join([f"{text}.", *_caveats(winner, rows, markup)])
 
 
 def _against_eager(winner: Record) -> list[str]:
@@ -87,21 +100,28 @@ def _against_eager(winner: Record) -> list[str]:
         claims.append(f"{over('speedup_vs_eager')} eager in {winner['precision']}")
     if winner["precision"] != "fp32" and winner["speedup_vs_eager_fp32"] is not None:
         claims.append(f"{over('speedup_vs_eager_fp32')} eager in fp32")
-    if winner["path"] != BASELINE and winner["peak_vs_eager"] is not None:
-        claims.append(f"with {ratio(winner['peak_vs_eager'])} the peak memory of eager in {winner['precision']}")
     return claims
 
 
-def _caveats(winner: Record, rows: list[Record]) -> list[str]:
+def _memory(winner: Record) -> list[str]:
+    if winner["peak_allocated_bytes"] is None:
+        return []
+    peak = f"with a peak memory of {size(winner['peak_allocated_bytes'])}"
+    if winner["path"] == BASELINE or winner["peak_vs_eager"] is None:
+        return [peak]
+    return [f"{peak}, {ratio(winner['peak_vs_eager'])} that of eager in {winner['precision']}"]
+
+
+def _caveats(winner: Record, rows: list[Record], markup: Markup) -> list[str]:
     caveats = []
     if close := contenders(winner, rows):
-        names = listing(f"{code(row['path'])} in {row['precision']}" for row in close)
+        names = listing(f"{markup.code(row['path'])} in {row['precision']}" for row in close)
         caveats.append(f"This run cannot tell it from {names}: the intervals overlap.")
     if winner["path"] == BASELINE:
         others = any(row["path"] != BASELINE for row in rows)
         caveats.append("No path beats eager here." if others else "No other path has a speed here.")
     elif winner["speedup_vs_eager"] is None:
-        why = prose(winner["speedup_note"]) or "eager has no speed at that batch"
+        why = markup.prose(winner["speedup_note"]) or "eager has no speed at that batch"
         caveats.append(f"It is not compared with eager: {why}.")
     caveats.append("Parity passed." if winner["parity"] == "pass" else "Its parity was not checked.")
     caveats += [f"{name} is marked {row['status']}." for name, row in _behind(winner, rows) if row["status"] != "valid"]
