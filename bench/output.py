@@ -60,6 +60,7 @@ class Output:
 
         results = frame(run)
         rows = records.records(results)
+        self.console().print()  # below the lines of the cases
         self.finish(
             rows,
             ends,

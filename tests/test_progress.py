@@ -97,7 +97,7 @@ def test_one_reason_why_many_cases_cannot_run_is_told_once() -> None:
     other = failed(CASES[3], Status.UNSUPPORTED, "path gram needs luck")
     found = watched(80, CASES, *rows, other)
     assert sum("GFLOP/s" in line for line in found) == 1
-    assert sum("  as above  " in line for line in found) == 2
+    assert sum("  as above" in line for line in found) == 2
     assert sum("needs luck" in line for line in found) == 1
     assert sum(EMULATED in line for line in watched(80, CASES, *rows, terminal=False)) == 3
 

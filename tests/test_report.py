@@ -112,8 +112,8 @@ def test_the_verdict_names_path_speed_speedup_memory_and_parity() -> None:
     )
     (verdict,) = lines_with(report, "**resnet18 inference, batch 8**")
     assert "`compile` in bf16 is fastest at 8,000 [" in verdict
-    assert re.search(r"2\.00x \[\d\.\d\d, \d\.\d\d\] eager in bf16", verdict)
-    assert re.search(r"4\.00x \[\d\.\d\d, \d\.\d\d\] eager in fp32", verdict)
+    assert re.search(r"2\.00x \[\d\.\d\d, \d\.\d\d\] as fast as eager in bf16", verdict)
+    assert re.search(r"4\.00x \[\d\.\d\d, \d\.\d\d\] as fast as eager in fp32", verdict)
     assert "with a peak memory of 1.50 GiB, 0.50x that of eager in bf16" in verdict
     assert "Parity passed." in verdict
     assert "marked" not in verdict
@@ -142,7 +142,7 @@ def test_rows_are_not_told_apart_where_the_turns_do_not() -> None:
     turns: dict[str, Rounds] = {CASE.key: ((2.0,), (4.0,), (6.0,)), COMPILE.key: ((3.0,),) * 3}
     report = rendered(run(result(CASE, 6.0), result(COMPILE, measurement=measurement(3.0, turns=turns))))
     (verdict,) = lines_with(report, "is fastest")
-    assert "1.33x [0.67, 2.00] eager in fp32" in verdict
+    assert "1.33x [0.67, 2.00] as fast as eager in fp32" in verdict
     assert "cannot tell it from `eager` in fp32" in verdict
 
 

@@ -53,6 +53,14 @@ def test_ranks_say_what_goes_first(width: int, columns: list[str], cell: str, gr
     assert ("infer steps" in found) is grouped
 
 
+def test_an_axis_is_a_column_only_where_those_inside_it_are() -> None:
+    """Else rows of one group would stand apart."""
+    long = [{**row, "inner": "a long name of a step"} for row in ROWS[:1]] + [{**row, "inner": "b"} for row in ROWS]
+    found = shown(sheet(NAME, rows=long, axes=(Axis("mode", "mode"), Axis("inner", "inner"))), 30)
+    assert found[1] == "name"
+    assert "infer · a long name of a step" in found
+
+
 def test_what_did_not_fit_is_named() -> None:
     found = shown(sheet(elsewhere="look there", note="read this"), 42)
     assert "read this; no room at 42 columns for why" in found

@@ -159,7 +159,7 @@ def test_the_verdict_in_words(width: int) -> None:
     told = " ".join(" ".join(found).split())
     assert re.search(
         r"resnet18 inference, batch 8: compile in fp32 is fastest at 8,000 \[[\d,]+, [\d,]+\] img/s, "
-        r"4\.00x \[\d\.\d\d, \d\.\d\d\] eager in fp32, with a peak memory of 1\.50 GiB, "
+        r"4\.00x \[\d\.\d\d, \d\.\d\d\] as fast as eager in fp32, with a peak memory of 1\.50 GiB, "
         r"0\.50x that of eager in fp32\. Parity passed\.",
         told,
     )

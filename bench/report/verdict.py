@@ -97,9 +97,9 @@ def _against_eager(winner: Record) -> list[str]:
 
     claims = []
     if winner["path"] != BASELINE and winner["speedup_vs_eager"] is not None:
-        claims.append(f"{over('speedup_vs_eager')} eager in {winner['precision']}")
+        claims.append(f"{over('speedup_vs_eager')} as fast as eager in {winner['precision']}")
     if winner["precision"] != "fp32" and winner["speedup_vs_eager_fp32"] is not None:
-        claims.append(f"{over('speedup_vs_eager_fp32')} eager in fp32")
+        claims.append(f"{over('speedup_vs_eager_fp32')} as fast as eager in fp32")
     return claims
 
 
