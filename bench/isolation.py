@@ -231,10 +231,10 @@ def describe(error: BaseException) -> str:
 
 
 def _redirect(log: Path | None) -> None:
-    """Send what it prints to the log, in an encoding that has every character."""
+    """Send what it prints to the log: each line at once, for it may be killed, and with every character."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(target, 1)
     os.dup2(target, 2)

@@ -32,7 +32,9 @@ def at_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[],
     for name in CACHES:
         monkeypatch.setenv(name, "")  # so that what is set is undone
         monkeypatch.delenv(name)
-    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
+    config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]
+    monkeypatch.setitem(config, "tempdir", "")
+    monkeypatch.delitem(config, "tempdir")
     left: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", left.append)
     return left
