@@ -84,6 +84,9 @@ def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadlin
             except WorkerError as error:
                 _note(Outcome(op=op, failure=str(error)), outcomes, observer)
                 return ""
+            except Exception as error:  # noqa: BLE001 - whatever it is, it costs this op alone
+                _note(Outcome(op=op, failure=isolation.describe(error)), outcomes, observer)
+                return ""
             _note(outcome, outcomes, observer)
     return ""
 

@@ -59,7 +59,7 @@ def _settle_temporary(directory: Path | None) -> None:
         if directory is None:
             raise ValueError(
                 "there is no place for temporary files: neither TMPDIR nor /tmp, /var/tmp or the current directory can "
-                "be written to; set TMPDIR to a directory that can"
+                "be written to; set TMPDIR to a directory that can, or name one with --out"
             ) from None
         tempfile.tempdir = os.environ["TMPDIR"] = str(_lent(directory.absolute()))
 

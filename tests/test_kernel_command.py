@@ -93,6 +93,12 @@ def test_a_worker_that_dies_costs_one_op(workers: Workers, error: Exception) -> 
     assert workers.started == [OPS, OPS[2:]], "a new worker goes on behind it"
 
 
+def test_an_answer_that_cannot_be_read_costs_one_op(workers: Workers) -> None:
+    workers.reply = lambda op: ModuleNotFoundError("No module named 'gone'") if op == OPS[1] else outcome(op)
+    assert [one.failure for one in run().outcomes] == ["", "ModuleNotFoundError: No module named 'gone'", ""]
+    assert workers.started == [OPS, OPS[2:]]
+
+
 def test_the_budget_ends_a_run_between_two_ops_and_within_one(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

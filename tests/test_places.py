@@ -32,7 +32,9 @@ def at_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[],
     for name in CACHES:
         monkeypatch.setenv(name, "")  # so that what is set is undone
         monkeypatch.delenv(name)
-    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
+    config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]
+    monkeypatch.setitem(config, "tempdir", "")
+    monkeypatch.delitem(config, "tempdir")
     left: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", left.append)
     return left
@@ -150,21 +152,29 @@ def test_sockets_have_a_place_however_long_the_name_of_the_temporary_directory(
 
 
 def test_workers_work_where_nothing_has_a_place(tmp_path: Path) -> None:
-    """A long TMPDIR, no home, no name."""
+    """A long TMPDIR, no home, no name; and no character but ASCII for what they print."""
     folder = tmp_path / LONG
     folder.mkdir()
     plain = {name: value for name, value in os.environ.items() if name not in ("LOGNAME", "USER", *CACHES)}
     python_path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    code = "from bench.isolation import call; print(call('faulty:places'), call('faulty:add', 2, 3))"
+    code = "from bench.isolation import call; from pathlib import Path; print(call('faulty:places'))"
+    code += "; call('faulty:shout', '\\u2013', log=Path('log'))"
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", code],
-        env={**plain, "PYTHONPATH": python_path, "TMPDIR": str(folder), "HOME": "/nonexistent"},
+        env={
+            **plain,
+            "PYTHONPATH": python_path,
+            "TMPDIR": str(folder),
+            "HOME": "/nonexistent",
+            "PYTHONIOENCODING": "ascii",
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{ {'temporary': True, 'home': True} } 5\n"
+    assert done.stdout == f"{ {'temporary': True, 'home': True} }\n"
+    assert (tmp_path / "log").read_text(encoding="utf-8").startswith("\u2013\n")
     assert not list(folder.glob("resbench-*"))
     assert not list(folder.glob("pymp-*"))

@@ -50,7 +50,7 @@ def environment_json(run: Run) -> str:
     content = {
         "hash": environment.hash if environment else None,
         "facts": environment.facts if environment else None,
-        "changed_sources": environment.changed_sources if environment else None,
+        **({"changed_sources": environment.changed_sources} if environment and environment.changed_sources else {}),
         "ceilings": asdict(ceilings) if ceilings else None,
         "preset": run.plan.name,
         "command": run.plan.command,
