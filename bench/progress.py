@@ -81,7 +81,7 @@ def bar(console: Console) -> Progress:
 
 
 class Watch:
-    """An observer of the runner (see `bench.runner.Observer`) that shows what it hears on a console."""
+    """An observer of the runner (see `bench.phases.Observer`) that shows what it hears on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

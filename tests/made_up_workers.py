@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, result
 
-from bench import runner, turns
+from bench import budget, phases, runner, shared, sitting, turns
 from bench.isolation import SERVING
 from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds, Run, Settings, Status
 
@@ -169,10 +169,12 @@ class TalkingWorker:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     workers = Workers()
-    monkeypatch.setattr(runner, "call", workers.call)
-    monkeypatch.setattr(runner, "started", workers.started)
+    for module in (budget, shared, sitting):
+        monkeypatch.setattr(module, "call", workers.call)
+    monkeypatch.setattr(sitting, "started", workers.started)
     monkeypatch.setattr(turns, "compare", workers.compare)
-    monkeypatch.setattr(runner, "monotonic", workers.monotonic)
+    for module in (budget, phases, runner, sitting):
+        monkeypatch.setattr(module, "monotonic", workers.monotonic)
     monkeypatch.setenv("RESBENCH_CACHE_DIR", str(tmp_path / "cache"))
     return workers
 

@@ -18,6 +18,7 @@ from bench import isolation, runner
 from bench.cli import main
 from bench.journal import Journal, read
 from bench.options import Exit, exit_code
+from bench.phases import Observer
 from bench.progress import Watch
 from bench.sweep import load_preset, preset_names
 from bench.types import MARKS, Case, Plan, Rounds, Run, Session, Status
@@ -45,7 +46,7 @@ class FakeRunner:
         directory: Path,
         plan: Plan | None,
         *,
-        observer: runner.Observer,
+        observer: Observer,
         budget_s: float | None = None,
         again: frozenset[Status] = frozenset(),
         began: float | None = None,
@@ -65,7 +66,7 @@ class FakeRunner:
             )
         return read(directory)
 
-    def _work(self, journal: Journal, observer: runner.Observer) -> str:
+    def _work(self, journal: Journal, observer: Observer) -> str:
         done = journal.statuses(ENVIRONMENT.hash)
         pending = [case for case in journal.plan.cases if case.key not in done]
         observer.started(journal.plan, len(pending))

@@ -11,7 +11,7 @@ import pytest
 from made_up_workers import CASES, COST, CPU_CASE, PATHS, Observer, TalkingWorker, Workers, plan, sit, statuses
 from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
-from bench import runner
+from bench import budget, runner, sitting
 from bench.isolation import WorkerCrashedError, WorkerTimeoutError
 from bench.journal import Journal, Record, read
 from bench.types import MARKS, Case, Ceilings, Environment, Plan, Result, Settings, Status
@@ -209,7 +209,7 @@ def test_start_up_is_timed_up_to_the_first_phase(
         workers.now_s += 0.75
         return Workers.started(workers, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "started", started)
+    monkeypatch.setattr(sitting, "started", started)
     workers.measure = lambda case: result(case, phases_s={"build": 1.0})
     run, _ = sit(directory, plan())
     assert [row.phases_s for row in run.results] == [
@@ -291,7 +291,7 @@ def test_calls_before_the_first_case_get_what_is_left_of_the_budget(
             workers.now_s += 2.0
         return workers.call(entry, *arguments, timeout_s=timeout_s, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "call", call)
+    monkeypatch.setattr(budget, "call", call)
     sit(directory, plan(), budget_s=25.0)
     sit(directory.with_name("another"), plan())
     assert limits == [25.0, 23.0, 21.0, 300.0, 300.0, 300.0]
