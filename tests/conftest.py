@@ -1,6 +1,8 @@
 """What every test starts from."""
 
+import os
 import signal
+from tempfile import TemporaryDirectory
 
 import kernels.runtime  # noqa: F401 - before anything imports Triton
 
@@ -13,3 +15,7 @@ from shallow_programs import flags_restored, shallow_depth  # noqa: F401 - fixtu
 # Where the tests run in the background of a shell, SIGINT comes ignored, and every process started here would inherit
 # that: the tests that send Ctrl-C need it as a terminal has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What this machine was measured to reach is kept for the tests alone: none of it comes from, or goes to, the user's cache.
+_CACHE = TemporaryDirectory(prefix="resbench-tests-", ignore_cleanup_errors=True)
+os.environ["RESBENCH_CACHE_DIR"] = _CACHE.name

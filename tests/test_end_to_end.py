@@ -155,7 +155,8 @@ def test_ctrl_c_ends_with_everything_written(here: Path) -> None:
     assert [session["interrupted"] for session in records(run, "session")] == ["Ctrl-C"]
     assert {file.name for file in run.iterdir()} >= REPORTS
     output = (here / "output").read_text()
-    assert f"{3 - len(kept)} of 3 cases were not run (Ctrl-C); go on with: resbench run --resume run" in output
+    assert f"{3 - len(kept)} of 3 cases were not run (Ctrl-C):\n" in output
+    assert "go on with: python -m bench run --resume run\n" in output
     assert "Traceback" not in output
 
 
