@@ -16,6 +16,6 @@ from shallow_programs import flags_restored, shallow_depth  # noqa: F401 - fixtu
 # that: the tests that send Ctrl-C need it as a terminal has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What this machine was measured to reach is kept for the tests alone: none of it comes from, or goes to, the user's cache.
+# What this machine was measured to reach is kept for the tests alone: the user's cache is neither read nor written.
 _CACHE = TemporaryDirectory(prefix="resbench-tests-", ignore_cleanup_errors=True)
 os.environ["RESBENCH_CACHE_DIR"] = _CACHE.name
