@@ -1,7 +1,9 @@
 """The gate tests itself: programs with one fault each, and parity must reject every one and name the tensor.
 
 Everything runs through what a worker uses: a reference from `reference.prepare`, a call before the check,
-`parity.errors` and `parity.verdict`.
+`parity.errors` and `parity.verdict`. The network is narrow, and faults are as large as makes rounding, which differs
+between machines, decide nothing. That its last stage has an eighth of the values that parity takes it to have makes
+parity here the stricter.
 """
 
 from collections.abc import Callable, Sequence
@@ -282,7 +284,7 @@ FAULTS = (
         name="eps 5e-4 in one layer",
         edit=partial(set_norms, only="layer3.0.bn1", eps=5e-4),
         first={"train": "buffer:layer3.0.bn2.running_mean@1", "infer": "output@1"},
-        unseen_bf16="moves the output by 6e-4, and rounding moves it by 7e-3",
+        unseen_bf16="moves the output by 3e-4, and rounding moves it by 8e-3",
     ),
     Fault(name="batch statistics in inference", program=BatchStatistics, first={"infer": "output@1"}),
     Fault(
@@ -340,7 +342,13 @@ FAULTS = (
     ),
     Fault(name="gradients accumulated", program=KeptGradients, first={"train": "grad:fc.bias@1"}),
     Fault(name="momentum a step late", program=with_optimizer(LateMomentum), first={"train": "param:conv1.weight@1"}),
-    Fault(name="no momentum", program=with_optimizer(NoMomentum), first={"train": "param:conv1.weight@2"}, steps=2),
+    Fault(
+        name="no momentum",
+        program=with_optimizer(NoMomentum),
+        first={"train": "param:conv1.weight@2"},
+        first_bf16="param:*@2",
+        steps=2,
+    ),
     Fault(
         name="no weight decay",
         program=with_optimizer(NoDecay),
