@@ -10,6 +10,7 @@ import kernels.runtime  # noqa: F401 - before anything imports Triton
 from bn_cases import many_runs, narrow_blocks, one_thread, without_dispatcher  # noqa: F401 - fixtures
 from graphs_on_cpu import graphs_on_cpu  # noqa: F401 - a fixture
 from made_up_workers import directory, workers  # noqa: F401 - fixtures
+from narrow_networks import narrow_depth  # noqa: F401 - a fixture
 from shallow_programs import flags_restored, shallow_depth  # noqa: F401 - fixtures
 
 # Where the tests run in the background of a shell, SIGINT comes ignored, and every process started here would inherit

@@ -14,6 +14,7 @@ import planted_kernels
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import PATIENCE_S
 
 from bench import audit as bench_audit
 from bench import audit_command, isolation
@@ -339,7 +340,7 @@ def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
         "a.csv",
     ]
     ended = subprocess.run(  # noqa: S603
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     told = json.loads(ended.stdout)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-from processes import lives, wait_until, workers
+from processes import PATIENCE_S, lives, wait_until, workers
 
 from resnet.model import build_model
 
@@ -41,6 +41,8 @@ image_size = 64
 paths = ["eager", "channels_last", "folded"]
 device = "cpu"
 """
+
+pytestmark = pytest.mark.timeout(4 * PATIENCE_S)  # some tests start several commands
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def resbench(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command, to its end."""
     command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(  # noqa: S603
-        command, cwd=here, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=here, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
 
 
@@ -131,7 +133,7 @@ def test_worker_that_is_killed_costs_one_case(here: Path) -> None:
         wait_until(log.exists, "the worker of the second case")
         (worker,) = workers(runner.pid)
         os.kill(worker, signal.SIGKILL)
-        assert runner.wait(timeout=300) == 3
+        assert runner.wait(timeout=PATIENCE_S) == 3
     assert outcomes(run) == [("eager", "valid"), ("channels_last", "crashed"), ("folded", "valid")]
     (crashed,) = (result for result in records(run, "result") if result["status"] == "crashed")
     assert str(crashed["reason"]).startswith("SIGKILL during ")
@@ -147,7 +149,7 @@ def test_ctrl_c_ends_with_everything_written(here: Path) -> None:
         wait_until(lambda: workers(runner.pid), "the worker of the second case")
         group = workers(runner.pid)
         os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
-        assert runner.wait(timeout=300) == 3
+        assert runner.wait(timeout=PATIENCE_S) == 3
     assert not any(map(lives, group))
     kept = outcomes(run)
     assert kept == [(path, "valid") for path in PATHS[: len(kept)]]

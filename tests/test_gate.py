@@ -1,17 +1,21 @@
 """The gate tests itself: programs with one fault each, and parity must reject every one and name the tensor.
 
 Everything runs through what a worker uses: a reference from `reference.prepare`, a call before the check,
-`parity.errors` and `parity.verdict`.
+`parity.errors` and `parity.verdict`. The network is narrow, and faults are as large as makes rounding, which differs
+between machines, decide nothing. That its last stage has an eighth of the values that parity takes it to have makes
+parity here the stricter.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from narrow_networks import NARROW18
 from other_programs import Edit, other_program
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
@@ -24,11 +28,13 @@ from resnet.model import BasicBlock, ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Program, StepOutput
 
-MODEL, BATCH, SIDE = "resnet18", 4, 64
-SETTINGS = Settings()
+MODEL, BATCH, SIDE = NARROW18, 4, 64
+SETTINGS = Settings(parity_steps=1)
 RATES = Ceilings(copy_bytes_per_s=1e11, matmul_flops_per_s={"fp64": 1e14})  # never a smaller batch
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 MODES: tuple[Mode, ...] = ("train", "infer")
+
+pytestmark = pytest.mark.usefixtures("narrow_depth")
 
 
 # Faults of the step: what it returns, what it trains on, how it updates.
@@ -148,6 +154,11 @@ class NoDecay(Optimizer):
         return 0.0
 
 
+class WrongDecay(Optimizer):
+    def decay(self) -> float:
+        return -WEIGHT_DECAY
+
+
 class OtherOptimizer(Program):
     kind: type[Optimizer] = Optimizer
 
@@ -242,11 +253,13 @@ class Fault:
     """A fault, and the first tensor that parity must call wrong, by mode."""
 
     name: str
-    first: dict[Mode, str]
+    first: dict[Mode, str]  # with a * or [] where another machine's rounding may make another layer the first
     first_bf16: str = ""  # where rounding hides what fp32 sees first
+    steps: int = 1  # of each check, until it shows
     program: type[Program] = Program
     edit: Edit = lambda _: None
     unseen_bf16: str = ""  # why it cannot be seen there at all
+    precisions: tuple[Precision, ...] = PRECISIONS  # without one in which it is hardly larger than what passes
 
     def first_tensor(self, mode: Mode, precision: Precision) -> str:
         return (precision == "bf16" and self.first_bf16) or self.first[mode]
@@ -263,15 +276,15 @@ FAULTS = (
         first={"train": "buffer:layer3.0.bn1.running_mean@1", "infer": "output@1"},
     ),
     Fault(
-        name="eps 1e-3 everywhere",
-        edit=partial(set_norms, eps=1e-3),
+        name="eps 3e-3 everywhere",
+        edit=partial(set_norms, eps=3e-3),
         first={"train": "buffer:layer1.0.bn1.running_mean@1", "infer": "output@1"},
     ),
     Fault(
-        name="eps 1e-3 in one layer",
-        edit=partial(set_norms, only="layer3.0.bn1", eps=1e-3),
+        name="eps 5e-4 in one layer",
+        edit=partial(set_norms, only="layer3.0.bn1", eps=5e-4),
         first={"train": "buffer:layer3.0.bn2.running_mean@1", "infer": "output@1"},
-        unseen_bf16="moves the output by 6e-4, and rounding moves it by 7e-3",
+        unseen_bf16="moves the output by 3e-4, and rounding moves it by 8e-3",
     ),
     Fault(name="batch statistics in inference", program=BatchStatistics, first={"infer": "output@1"}),
     Fault(
@@ -298,7 +311,7 @@ FAULTS = (
         name="running_var biased",
         edit=biased_variance,
         first={"train": "buffer:bn1.running_var@1"},  # n is 4096 there
-        first_bf16="buffer:layer2.0.bn1.running_var@1",  # n is 256
+        first_bf16="buffer:layer[23].*.running_var@1",  # n is 256 and 64
     ),
     Fault(name="labels shuffled", program=ShuffledLabels, first={"train": "loss@1"}, first_bf16="grad:fc.weight@1"),
     Fault(
@@ -329,12 +342,23 @@ FAULTS = (
     ),
     Fault(name="gradients accumulated", program=KeptGradients, first={"train": "grad:fc.bias@1"}),
     Fault(name="momentum a step late", program=with_optimizer(LateMomentum), first={"train": "param:conv1.weight@1"}),
-    Fault(name="no momentum", program=with_optimizer(NoMomentum), first={"train": "output@3"}),
+    Fault(
+        name="no momentum",
+        program=with_optimizer(NoMomentum),
+        first={"train": "param:conv1.weight@2"},
+        first_bf16="param:*@2",
+        steps=2,
+    ),
     Fault(
         name="no weight decay",
         program=with_optimizer(NoDecay),
-        first={"train": "param:layer2.0.bn1.bias@1"},
-        first_bf16="param:layer4.0.bn1.bias@1",  # where the gradient is small beside the decay
+        first={"train": "param:layer[34].*.bn1.bias@1"},  # where the gradient is small beside the decay
+        precisions=("fp32",),
+    ),
+    Fault(
+        name="weight decay of the wrong sign",
+        program=with_optimizer(WrongDecay),
+        first={"train": "param:layer[1234].*.bn1.bias@1"},
     ),
 )
 
@@ -343,33 +367,35 @@ def case_of(path: str, mode: Mode, precision: Precision) -> Case:
     return Case(model=MODEL, mode=mode, precision=precision, batch_size=BATCH, image_size=SIDE, path=path, device="cpu")
 
 
-def judge(program: Program, case: Case, against: Reference, checks: Sequence[int] = (0,)) -> ParityResult:
-    """As a worker does it: a step on the inputs that are timed, then the checks."""
+def judge(
+    program: Program, case: Case, against: Reference, checks: Sequence[int] = (0,), steps: int = 1
+) -> ParityResult:
+    """As a worker does it: a step on the inputs that are timed, then the checks, of so many steps each."""
+    settings = replace(SETTINGS, parity_steps=steps)
     images, labels = make_batch(case.batch_size, case.image_size, SETTINGS.seed, case.device)
     program.step(program.place(images), labels)
     state = make_model(MODEL, SETTINGS.seed).state_dict()
     found = [
-        parity.errors(program, state, reference.inputs(case, SETTINGS, BATCH, check), Path(against.files[check]))
+        parity.errors(program, state, reference.inputs(case, settings, BATCH, check), Path(against.files[check]))
         for check in checks
     ]
     eager = [against.eager_errors[check] for check in checks]
     return parity.verdict(list(zip(found, eager, strict=True)), case=case, batch_size=BATCH)
 
 
-References = Callable[[Mode, Precision], Reference]
+References = Callable[..., Reference]
 
 
-@pytest.fixture(scope="session")
-def references(tmp_path_factory: pytest.TempPathFactory) -> References:
-    """Of each mode and precision, made when first asked for."""
-    scratch = tmp_path_factory.mktemp("references")
-    made: dict[tuple[Mode, Precision], Reference] = {}
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory, narrow_depth: None) -> References:  # noqa: ARG001
+    """Of each mode and precision, and steps of a check, made when first asked for."""
 
-    def get(mode: Mode, precision: Precision) -> Reference:
-        if (mode, precision) not in made:
-            made[mode, precision] = reference.prepare(case_of("eager", mode, precision), SETTINGS, RATES, scratch)
-        return made[mode, precision]
+    @cache
+    def get(mode: Mode, precision: Precision, steps: int = 1) -> Reference:
+        settings = replace(SETTINGS, parity_steps=steps)
+        return reference.prepare(case_of("eager", mode, precision), settings, RATES, scratch[steps])
 
+    scratch = {steps: tmp_path_factory.mktemp("references") for steps in {fault.steps for fault in FAULTS}}
     return get
 
 
@@ -377,7 +403,7 @@ FAULTY = [
     pytest.param(fault, mode, precision, id=f"{fault.name}-{mode}-{precision}")
     for fault in FAULTS
     for mode in fault.first
-    for precision in PRECISIONS
+    for precision in fault.precisions
 ]
 
 
@@ -386,13 +412,14 @@ def test_a_fault_is_rejected_and_its_first_tensor_named(
     fault: Fault, mode: Mode, precision: Precision, references: References
 ) -> None:
     case = case_of("eager", mode, precision)
-    verdict = judge(other_program(case, SETTINGS, fault.program, fault.edit), case, references(mode, precision))
+    program = other_program(case, SETTINGS, fault.program, fault.edit)
+    verdict = judge(program, case, references(mode, precision, fault.steps), steps=fault.steps)
     if precision == "bf16" and fault.unseen_bf16:
         assert verdict.passed, f"can be seen after all; the table says: {fault.unseen_bf16}"
         return
     assert not verdict.passed
     first = verdict.failures[0].tensor
-    assert first == fault.first_tensor(mode, precision)
+    assert fnmatchcase(first, fault.first_tensor(mode, precision)), first
     assert verdict.first_layer == (first.partition(":")[2].rpartition(".")[0] or first)
 
 

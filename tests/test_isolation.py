@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import children, command_line, lives, wait_until
+from processes import PATIENCE_S, children, command_line, lives, wait_until
 
 from bench.isolation import (
     SERVING,
@@ -61,8 +61,8 @@ def test_leaving_without_an_answer_is_a_crash(code: int, politely: bool) -> None
 
 
 def test_hang_is_ended_with_all_its_children(tmp_path: Path) -> None:
-    with pytest.raises(WorkerTimeoutError, match=r"^no result within 3 s, during digging$"):
-        call("faulty:hang", tmp_path / "pids", timeout_s=3.0)
+    with pytest.raises(WorkerTimeoutError, match=r"^no result within 10 s, during digging$"):
+        call("faulty:hang", tmp_path / "pids", timeout_s=10.0)
     worker, child = map(int, (tmp_path / "pids").read_text().split())
     assert not lives(worker)
     wait_until(lambda: not lives(child), "the end of the worker's child")
@@ -103,7 +103,7 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path, capfd: pytest.Capt
 def test_temporary_files_of_a_killed_worker_are_gone() -> None:
     phases: list[str] = []
     with pytest.raises(WorkerTimeoutError):
-        call("faulty:litter", timeout_s=3.0, on_phase=phases.append)
+        call("faulty:litter", timeout_s=10.0, on_phase=phases.append)
     (left,) = phases
     assert Path(left).parent.name.startswith("resbench-worker-")
     assert not Path(left).parent.exists()
@@ -111,23 +111,23 @@ def test_temporary_files_of_a_killed_worker_are_gone() -> None:
 
 def test_worker_replies_until_it_is_dismissed() -> None:
     with started("faulty:take_turns", 1.5) as worker:
-        assert worker.answer(60) is SERVING
-        assert [worker.ask(60), worker.ask(60)] == [[1.5], [1.5]]
+        assert worker.answer(PATIENCE_S) is SERVING
+        assert [worker.ask(PATIENCE_S), worker.ask(PATIENCE_S)] == [[1.5], [1.5]]
         worker.dismiss()
-        assert worker.answer(60) == "asked 2 times"
+        assert worker.answer(PATIENCE_S) == "asked 2 times"
 
 
 def test_worker_that_dies_of_a_question_is_told() -> None:
     with started("faulty:take_turns", 0.0) as worker:
-        worker.answer(60)
+        worker.answer(PATIENCE_S)
         with pytest.raises(WorkerCrashedError, match=r"^SIGKILL during start-up$"):
-            worker.ask(60)
+            worker.ask(PATIENCE_S)
         worker.dismiss()
 
 
 def test_worker_that_is_not_dismissed_ends_with_its_context() -> None:
     with started("faulty:take_turns", 1.0) as worker:
-        worker.answer(60)
+        worker.answer(PATIENCE_S)
         process = worker._process
     assert process.exitcode == -signal.SIGKILL
 

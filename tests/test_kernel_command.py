@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from processes import PATIENCE_S
 from rich.console import Console
 from synthetic_kernels import FAILED, ON_CPU, ON_GPU, OPS, outcome, untimed
 
@@ -273,7 +274,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "kernels", "--shape", "2,16,8,8", "--forms", "stem", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(  # noqa: S603
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from processes import PATIENCE_S
 from shallow_programs import CLASSES, EAGER, make_batch, make_model, make_program, relative, run
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
@@ -289,4 +290,4 @@ def test_a_row_says_what_it_needs(path: Path) -> None:
 
 def test_the_table_is_read_without_torch() -> None:
     code = "import sys, resnet.paths; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=PATIENCE_S).returncode == 0  # noqa: S603

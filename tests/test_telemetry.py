@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from processes import PATIENCE_S
 
 from bench.telemetry import Sampler, others, process_bytes, snapshot, throttle_reasons
 
@@ -82,7 +83,7 @@ def _raise(*_: object) -> None:
 
 def sampled(nvml: FakeNvml, during: Callable[[], None] | None = None, before: frozenset[int] = frozenset()) -> Sampler:
     with Sampler(UUID, nvml=nvml, interval_s=0.001, before=before) as sampler:
-        assert nvml.ticked.wait(timeout=10)
+        assert nvml.ticked.wait(timeout=PATIENCE_S)
         if during is not None:
             during()
     return sampler
@@ -169,7 +170,7 @@ def test_a_throttle_reason_seen_once_is_kept() -> None:
             nvml.reasons = reasons
             for _ in range(3):  # a read may be under way with the old value
                 nvml.ticked.clear()
-                assert nvml.ticked.wait(timeout=10)
+                assert nvml.ticked.wait(timeout=PATIENCE_S)
 
     telemetry = sampled(nvml, throttle_for_a_moment).result(steps=1, seconds=1.0)
     assert telemetry is not None
