@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrow_networks import NARROW18
 from torch import Tensor, nn
 
 from bench import parity, reference
@@ -31,13 +32,13 @@ def case(**changes: object) -> Case:
 
 
 @pytest.fixture(scope="module")
-def model() -> ResNet:
-    return make_model("resnet18", 0)
+def model(narrow_depth: None) -> ResNet:  # noqa: ARG001
+    return make_model(NARROW18, 0)
 
 
 def program_and_state(model: ResNet, mode: Mode, precision: Precision = "fp32") -> tuple[Program, dict[str, Tensor]]:
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    copy = make_model("resnet18", 0)
+    copy = make_model(NARROW18, 0)
     return Program(PATHS_BY_NAME["eager"], copy, mode=mode, precision=precision, device="cpu"), state
 
 
