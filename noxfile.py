@@ -11,6 +11,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"  # an environment with torch weighs gigabytes: build it once
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTEST = ("python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")  # a GB each
 CODE = ("bench", "kernels", "resnet", "tests", "noxfile.py")
 OLDEST_TORCH = ("torch==2.11.*", "torchvision==0.26.*")  # each torchvision release is built for one torch release
 
@@ -22,16 +23,16 @@ def install(session: nox.Session, *groups: str, pins: tuple[str, ...] = ()) -> N
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments go to pytest."""
+    """Run the tests, side by side on all cores; arguments go to pytest."""
     install(session, "tests")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
 def tests_oldest_torch(session: nox.Session) -> None:
     """Run the tests against the oldest supported torch; arguments go to pytest."""
     install(session, "tests", pins=OLDEST_TORCH)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session

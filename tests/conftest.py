@@ -4,6 +4,11 @@ import os
 import signal
 from tempfile import TemporaryDirectory
 
+# Tests that run side by side have a core each (`nox -s tests`): two pools of spinning threads on the same cores make
+# small operators ten times slower than one thread is. Before torch is imported, which reads it once.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import kernels.runtime  # noqa: F401 - before anything imports Triton
 
 # isort: split
