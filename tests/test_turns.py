@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count, islice
 
 import pytest
+from processes import PATIENCE_S
 from synthetic_runs import CASE
 
 from bench import turns
@@ -90,10 +91,10 @@ QUICK = Settings(confidence=0.99, warmup_budget_s=0.1, sample_budget_s=600.0)
 def test_workers_take_turns() -> None:
     phases: list[str] = []
     with started("faulty:take_turns", 2.0) as worker:
-        assert worker.answer(60) is SERVING
+        assert worker.answer(PATIENCE_S) is SERVING
         found, note = turns.compare(COMPILED, worker, (EAGER,), QUICK, phases.append)
         worker.dismiss()
-        assert worker.answer(60) == f"asked {MINIMUM_SAMPLES} times"
+        assert worker.answer(PATIENCE_S) == f"asked {MINIMUM_SAMPLES} times"
     assert phases == ["baselines", "turns"]
     assert note == ""
     assert found[COMPILED.key] == ((2.0,),) * MINIMUM_SAMPLES
@@ -104,11 +105,11 @@ def test_workers_take_turns() -> None:
 @pytest.mark.parametrize("others", [(), (EAGER,)])
 def test_baseline_that_cannot_run_costs_its_comparison_alone(others: tuple[Case, ...]) -> None:
     with started("faulty:take_turns", 2.0) as worker:
-        worker.answer(60)
+        worker.answer(PATIENCE_S)
         baselines = (replace(EAGER, model="resnet1", precision="bf16"), *others)
         found, note = turns.compare(COMPILED, worker, baselines, QUICK, lambda _: None)
         worker.dismiss()
-        assert worker.answer(60) == f"asked {MINIMUM_SAMPLES if others else 0} times"
+        assert worker.answer(PATIENCE_S) == f"asked {MINIMUM_SAMPLES if others else 0} times"
     assert set(found) == ({COMPILED.key, EAGER.key} if others else set())
     assert note.startswith("eager in bf16 does not run beside it: ValueError: ")
     assert "resnet1" in note
@@ -116,9 +117,9 @@ def test_baseline_that_cannot_run_costs_its_comparison_alone(others: tuple[Case,
 
 def test_case_that_dies_in_its_turn_is_told_by_its_answer() -> None:
     with started("faulty:take_turns", 0.0) as worker:
-        worker.answer(60)
+        worker.answer(PATIENCE_S)
         found, note = turns.compare(COMPILED, worker, (EAGER,), QUICK, lambda _: None)
         assert (found, note) == ({}, "a turn failed: SIGKILL during start-up")
         worker.dismiss()
         with pytest.raises(WorkerCrashedError, match="SIGKILL"):
-            worker.answer(60)
+            worker.answer(PATIENCE_S)
