@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from gram_networks import DEVICE, batch, block, network
+from narrow_networks import NARROW17
 from shallow_programs import make_batch, relative
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
@@ -22,7 +23,7 @@ from resnet.paths import PATHS_BY_NAME
 from resnet.program import Mode, Program
 
 SMALL = "resnet17"  # not in DEPTHS: both kinds of blocks, and as few as that takes
-STEPS = 10
+STEPS = 4
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,7 +80,7 @@ def test_networks_are_fused_over_the_same_parameters_and_compute_the_same_in_eva
         assert relative(fused(x), plain(x)) < 1e-5
 
 
-def test_ten_steps_of_training_are_those_of_the_plain_network() -> None:
+def test_steps_of_training_are_those_of_the_plain_network() -> None:
     """In fp64, where neither rounding nor a ReLU that flips by it hides a wrong formula."""
     plain = network().double()
     losses, after = train(plain)
@@ -94,7 +95,7 @@ def test_ten_steps_of_training_are_those_of_the_plain_network() -> None:
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_ten_steps_of_training_stay_as_near_to_fp64_as_those_of_the_plain_network(autocast: torch.dtype | None) -> None:
+def test_steps_of_training_stay_as_near_to_fp64_as_those_of_the_plain_network(autocast: torch.dtype | None) -> None:
     plain = network()
     exact, _ = train(copy.deepcopy(plain).double())
     losses, _ = train(plain, autocast=autocast)
@@ -255,7 +256,7 @@ def test_data_parallel_training_has_the_same_gradients(tmp_path: Path) -> None:
 
 def program(path: str, mode: Mode) -> Program:
     torch.manual_seed(0)
-    model = build_model(SMALL, num_classes=10)
+    model = build_model(NARROW17, num_classes=10)
     return Program(PATHS_BY_NAME[path], model, mode=mode, precision="fp32", device=DEVICE)
 
 
@@ -266,7 +267,7 @@ def graphs(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("graphs_on_cpu")
 
 
-@pytest.mark.usefixtures("graphs", "flags_restored")
+@pytest.mark.usefixtures("graphs", "flags_restored", "narrow_depth")
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_a_whole_step_can_be_captured(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture runs nothing, so whatever asked for a value of a tensor would be refused."""
