@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"  # an environment with torch weighs gigabytes: build it once
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-PYTEST = ("python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")  # a GB each
+PYTEST = ("python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=8", "--dist=loadfile")  # a GB each
 CODE = ("bench", "kernels", "resnet", "tests", "noxfile.py")
 OLDEST_TORCH = ("torch==2.11.*", "torchvision==0.26.*")  # each torchvision release is built for one torch release
 

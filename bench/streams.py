@@ -13,7 +13,8 @@ from typing import TextIO
 
 _ERRORS = "resbench-lookalike"
 _LOOKALIKES = {
-    "–": "-", "—": "-", "×": "x", "…": "...", "·": ".", "°": " deg ", "µ": "u", "μ": "u", "≤": "<=", "≥": ">=",  # noqa: RUF001
+    "–": "-", "—": "-", "×": "x", "…": "...", "·": ".", "°": " deg ",  # noqa: RUF001
+    "±": "+/-", "µ": "u", "μ": "u", "≤": "<=", "≥": ">=",
     **dict.fromkeys("─━═", "-"), **dict.fromkeys("│┃║", "|"), "█": "#", "•": "*",
     **dict.fromkeys("┏┓┗┛┌┐└┘├┤┬┴┼┡┩╇╈┳┻╋┠┨", "+"),
 }  # fmt: skip
