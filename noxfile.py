@@ -11,7 +11,10 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"  # an environment with torch weighs gigabytes: build it once
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-PYTEST = ("python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=8", "--dist=loadfile")  # a GB each
+PYTEST = (
+    "python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=8",  # a GB each
+    "--dist=loadfile", "--no-loadscope-reorder",  # files share what they make once; the longest are not the last
+)  # fmt: skip
 CODE = ("bench", "kernels", "resnet", "tests", "noxfile.py")
 OLDEST_TORCH = ("torch==2.11.*", "torchvision==0.26.*")  # each torchvision release is built for one torch release
 

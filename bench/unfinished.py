@@ -29,8 +29,8 @@ def lines(run: Run, directory: Path | None) -> list[str]:
 
 def run_command() -> str:
     """How the person at this terminal calls `resbench run`: what runs inside nox is on no path outside of it."""
-    if session := os.environ.get("NOX_CURRENT_SESSION"):
-        return f"nox -s {session} --"
+    if os.environ.get("NOX_CURRENT_SESSION") == "bench":
+        return "nox -s bench --"
     return "python -m bench run" if Path(sys.argv[0]).name == "__main__.py" else "resbench run"
 
 

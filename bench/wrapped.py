@@ -12,7 +12,7 @@ from rich.text import Text
 _HARD = "\N{NO-BREAK SPACE}"
 _UNITS = "img/s|px|B|KiB|MiB|GiB|TiB|ms|s|%|cases?|columns|samples|tensors|[kMGT]?(?:FLOP|B)/s"
 # What is read, or copied, as one: a command to the end of its line, an interval with its figure, a figure's unit.
-_COMMAND = r"(?:resbench run|python -m bench run|nox -s \w+ --) .*$"
+_COMMAND = r"(?:resbench run|python -m bench run|nox -s bench --) .*$"
 _WHOLE = re.compile(rf"{_COMMAND}|(?:\S+ )?\[[^\]]*\](?: img/s)?|\d (?:{_UNITS})\b|\d %")
 
 

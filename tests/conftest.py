@@ -18,6 +18,11 @@ from made_up_workers import directory, workers  # noqa: F401 - fixtures
 from narrow_networks import narrow_depth  # noqa: F401 - a fixture
 from shallow_programs import flags_restored, shallow_depth  # noqa: F401 - fixtures
 
+# What is printed depends on the terminal, and on the session of nox that calls: the tests have a terminal of their own.
+os.environ["TERM"] = "xterm-256color"
+for variable in ("NOX_CURRENT_SESSION", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(variable, None)
+
 # Where the tests run in the background of a shell, SIGINT comes ignored, and every process started here would inherit
 # that: the tests that send Ctrl-C need it as a terminal has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

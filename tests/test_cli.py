@@ -20,6 +20,7 @@ from bench.journal import Journal, read
 from bench.options import Exit, exit_code
 from bench.phases import Observer
 from bench.progress import Watch
+from bench.report import plots
 from bench.sweep import load_preset, preset_names
 from bench.types import MARKS, Case, Plan, Rounds, Run, Session, Status
 from bench.types import Result as CaseResult
@@ -83,7 +84,9 @@ class FakeRunner:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
+    """Its reports have no pictures, which take most of a second each to draw; tests/test_report.py looks at those."""
     fake = FakeRunner()
+    monkeypatch.setattr(plots, "figures", lambda _: {})
     monkeypatch.setattr(runner, "run", fake.run)
     return fake
 
@@ -148,6 +151,7 @@ def test_what_the_preset_s_own_budget_leaves_out_is_no_failure(
         ("/usr/bin/resbench", "", "resbench run"),
         ("/somewhere/bench/__main__.py", "", "python -m bench run"),
         ("/somewhere/bench/__main__.py", "bench", "nox -s bench --"),
+        ("/somewhere/bench/__main__.py", "tests", "python -m bench run"),
     ],
 )
 def test_the_command_that_goes_on_is_the_one_that_the_person_has(
