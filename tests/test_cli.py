@@ -173,8 +173,8 @@ def test_marked_rows_are_measured_again_on_demand(fake: FakeRunner) -> None:
 
 
 def test_precisions_that_are_named_are_measured_even_where_they_are_emulated(fake: FakeRunner) -> None:
-    invoke(*CPU)
-    invoke("run", "--preset", "cpu-quick")
+    invoke(*CPU, "--out", "named")
+    invoke("run", "--preset", "cpu-quick", "--out", "not named")
     assert [plan.emulated for plan in fake.plans] == [True, False]
     assert [plan.budget_s for plan in fake.plans] == [255.0, 255.0]
 
