@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from bench.isolation import describe
+
 _ROOT = Path(__file__).parents[1]
 _OURS = tuple(f"{_ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))
 _VERSIONS = (
@@ -27,7 +29,7 @@ def is_for_people(error: ValueError) -> bool:
 
 def tell(error: BaseException, directory: Path | None = None) -> str:
     """Write a file about it, in the directory of the run if there is one, and return a paragraph that says so."""
-    report, what = _report(error), f"resbench failed in a way that it should not: {_line(error)}{_place(error)}."
+    report, what = _report(error), f"resbench failed in a way that it should not: {describe(error)}{_place(error)}."
     for folder in _folders(directory):
         file = folder / f"resbench-failure-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"
         with suppress(OSError):
@@ -61,12 +63,6 @@ def _version(name: str) -> str:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return "not installed"
-
-
-def _line(error: BaseException) -> str:
-    """The type and the first line of the message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _place(error: BaseException) -> str:
