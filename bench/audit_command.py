@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from bench import isolation, listings
+from bench.errors import WorkerError
 from bench.options import OUTPUT_OPTIONS, Exit, epilog, grouped, names, shape_option
 from bench.output import Output
 from bench.progress import bar
@@ -122,7 +123,7 @@ def _compiled(
             rows: list[Row] = isolation.call(
                 "bench.audit:examine", archs, dtypes, forms, shapes, timeout_s=_TIMEOUT_S, on_phase=show
             )
-        except isolation.WorkerError as error:
+        except WorkerError as error:
             raise CompilerDied(f"the audit has no answer: {error}; try fewer at a time, e.g. --arch sm_90") from error
     return rows
 

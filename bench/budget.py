@@ -3,7 +3,8 @@
 from time import monotonic
 from typing import Any
 
-from bench.isolation import WorkerTimeoutError, call
+from bench.errors import WorkerTimeoutError
+from bench.isolation import call
 from bench.types import Case, Cost, Settings
 
 _SURVEY_TIMEOUT_S = 300.0

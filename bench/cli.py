@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from bench import failure, isolation, journal, junit, listings, runner, unfinished
 from bench.audit_command import audit
+from bench.errors import WorkerError
 from bench.kernel_command import kernels
 from bench.options import (
     AXIS_OPTIONS,
@@ -68,7 +69,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except isolation.WorkerError as error:
+        except WorkerError as error:
             raise Failed(f"torch does not work here: {error}; try `python -c 'import torch'`") from error
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from bench.isolation import describe
+from bench.errors import describe
 
 _ROOT = Path(__file__).parents[1]
 _OURS = tuple(f"{_ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))

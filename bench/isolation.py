@@ -24,6 +24,7 @@ from time import monotonic
 from typing import Any
 
 from bench import places
+from bench.errors import WorkerCrashedError, WorkerTimeoutError, describe
 
 # Imported once by the server and inherited by every worker. The first chooses how Triton's kernels run, which has to
 # be before the second imports Triton with torch.
@@ -32,18 +33,6 @@ _PRELOAD = ["kernels.runtime", "bench.worker"]
 SERVING = object()  # the answer of a worker that is ready for questions
 
 _connection: Connection | None = None  # in a worker: its line to the parent
-
-
-class WorkerError(Exception):
-    """The worker gave no result."""
-
-
-class WorkerTimeoutError(WorkerError):
-    """The worker had no result within its time and was killed."""
-
-
-class WorkerCrashedError(WorkerError):
-    """The worker died or raised; the message says of which signal or error."""
 
 
 def announce(phase: str) -> None:
@@ -222,12 +211,6 @@ def _end_with_parent() -> None:
     assert parent is not None  # noqa: S101
     parent.join()
     os.killpg(0, signal.SIGKILL)
-
-
-def describe(error: BaseException) -> str:
-    """One line: the type and the first line of the message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _redirect(log: Path | None) -> None:

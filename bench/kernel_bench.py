@@ -9,7 +9,8 @@ import torch
 from triton.errors import TritonError
 
 from bench import environment
-from bench.isolation import announce, describe, serve
+from bench.errors import describe
+from bench.isolation import announce, serve
 from bench.kernel_ops import (
     Function,
     Launched,

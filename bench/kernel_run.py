@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from bench import isolation
-from bench.isolation import WorkerError, WorkerTimeoutError
+from bench.errors import WorkerError, WorkerTimeoutError, describe
 from bench.kernel_types import KernelRun, Op, Outcome, Request, Survey
 
 OP_TIMEOUT_S = 600.0  # parity, compilation and samples of one op
@@ -85,7 +85,7 @@ def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadlin
                 _note(Outcome(op=op, failure=str(error)), outcomes, observer)
                 return ""
             except Exception as error:  # noqa: BLE001 - whatever it is, it costs this op alone
-                _note(Outcome(op=op, failure=isolation.describe(error)), outcomes, observer)
+                _note(Outcome(op=op, failure=describe(error)), outcomes, observer)
                 return ""
             _note(outcome, outcomes, observer)
     return ""

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from triton.errors import TritonError
 
-from bench.isolation import announce, describe
+from bench.errors import describe
+from bench.isolation import announce
 from bench.kernel_ops import Launched, filled, launches, ops
 from bench.kernel_timing import cache_bytes, launch_calls, prepared, quiet_device, sets
 from bench.kernel_types import Op, Request, TileKey, Trial

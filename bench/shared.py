@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.budget import Budget
-from bench.isolation import WorkerTimeoutError, call
+from bench.errors import WorkerTimeoutError
+from bench.isolation import call
 from bench.phases import Phases
 from bench.types import Case, Ceilings, Reference, Settings
 from resnet.paths import PATHS_BY_NAME

@@ -10,7 +10,8 @@ from traceback import format_exception
 
 from bench import ceilings, maxbatch, turns
 from bench.budget import Budget, BudgetSpentError
-from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError, call, describe, started
+from bench.errors import WorkerCrashedError, WorkerTimeoutError, describe
+from bench.isolation import SERVING, call, started
 from bench.journal import Journal, UnfitRecordError, read
 from bench.phases import Observer, Phases
 from bench.report.text import count

@@ -15,6 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from bench import isolation
+from bench.errors import WorkerError
 from bench.traffic_schemes import scheme_of
 from bench.traffic_types import Request, Seen
 from resnet.paths import PATHS
@@ -62,7 +63,7 @@ def _isolated(ncu: str, request: Request) -> Seen | str:
     """In a worker, with which all that `ncu` has started ends."""
     try:
         found: Seen | str = isolation.call("bench.traffic_counters:count", ncu, request, timeout_s=TIMEOUT_S)
-    except isolation.WorkerError as error:
+    except WorkerError as error:
         return str(error)
     return found
 

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import cycle
 from time import perf_counter
 
-from bench.isolation import Worker, WorkerError, started
+from bench.errors import WorkerError
+from bench.isolation import Worker, started
 from bench.stats import FEWEST_SAMPLES, converged, speedups
 from bench.types import Case, Rounds, Settings
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from bench import environment, limits, locate, memory, parity, reference, telemetry, timing
+from bench.errors import describe
 from bench.inputs import make_batch, make_model, make_program
-from bench.isolation import announce, describe, serve
+from bench.isolation import announce, serve
 from bench.requirements import why_unsupported, why_untimed
 from bench.types import (
     Case,

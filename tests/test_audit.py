@@ -20,6 +20,7 @@ from bench import audit as bench_audit
 from bench import audit_command, isolation
 from bench.audit import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, examine
 from bench.cli import main
+from bench.errors import WorkerCrashedError
 from kernels.audit import FORMS, Subject, Use, Work, subjects
 from kernels.compilation import DTYPES, Compilation, Figures, occupancy, of_call
 from kernels.runtime import ARCHITECTURES, Call
@@ -296,7 +297,7 @@ def test_a_fault_fails_the_command_by_name(monkeypatch: pytest.MonkeyPatch, argu
 
 def test_a_dead_compiler_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object, **__: object) -> None:
-        raise isolation.WorkerCrashedError("SIGKILL during 3/40")
+        raise WorkerCrashedError("SIGKILL during 3/40")
 
     monkeypatch.setattr(isolation, "call", die)
     ended = CliRunner().invoke(main, ["audit"])

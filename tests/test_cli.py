@@ -16,6 +16,7 @@ from synthetic_runs import ENVIRONMENT, FAILED, failed, measurement, result
 
 from bench import isolation, runner
 from bench.cli import main
+from bench.errors import WorkerCrashedError, WorkerError, WorkerTimeoutError
 from bench.journal import Journal, read
 from bench.options import Exit, exit_code
 from bench.phases import Observer
@@ -536,9 +537,9 @@ def test_corrupt_journal_is_refused_by_report(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["doctor", "run", "parity"])
-@pytest.mark.parametrize("error", [isolation.WorkerCrashedError, isolation.WorkerTimeoutError])
+@pytest.mark.parametrize("error", [WorkerCrashedError, WorkerTimeoutError])
 def test_torch_that_does_not_work_is_told(
-    monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, error: type[isolation.WorkerError]
+    monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, error: type[WorkerError]
 ) -> None:
     def crash(_: str) -> None:
         raise error("ImportError: no torch during start-up")

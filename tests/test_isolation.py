@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE_S, children, command_line, lives, wait_until
 
-from bench.isolation import (
-    SERVING,
-    WorkerCrashedError,
-    WorkerTimeoutError,
-    announce,
-    call,
-    describe,
-    serve,
-    started,
-)
+from bench.errors import WorkerCrashedError, WorkerTimeoutError, describe
+from bench.isolation import SERVING, announce, call, serve, started
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}

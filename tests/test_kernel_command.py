@@ -18,7 +18,8 @@ from synthetic_kernels import FAILED, ON_CPU, ON_GPU, OPS, outcome, untimed
 
 from bench import isolation, kernel_run
 from bench.cli import main
-from bench.isolation import SERVING, WorkerCrashedError, WorkerTimeoutError
+from bench.errors import WorkerCrashedError, WorkerTimeoutError
+from bench.isolation import SERVING
 from bench.kernel_progress import watching
 from bench.kernel_types import KernelRun, Op, Outcome, Request, Survey
 

@@ -233,10 +233,10 @@ def test_one_test_command_everywhere() -> None:
 
 def test_what_tells_of_failures_needs_the_standard_library_alone() -> None:
     """It has to work where a package is missing."""
-    for module in ("bench.__main__", "bench.failure", "bench.streams"):
+    for module in ("bench.__main__", "bench.failure", "bench.streams", "bench.errors"):
         others = {target.split(".")[0] for target in imports(module, deferred=False)} - sys.stdlib_module_names
         assert others <= {"bench"}
-        assert ours(module) <= {"bench", "bench.failure", "bench.streams"}
+        assert ours(module) <= {"bench", "bench.failure", "bench.streams", "bench.errors"}
 
 
 def test_the_package_ships_what_it_needs() -> None:

@@ -12,7 +12,7 @@ from made_up_workers import CASES, COST, CPU_CASE, PATHS, Observer, TalkingWorke
 from synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
 from bench import budget, runner, sitting
-from bench.isolation import WorkerCrashedError, WorkerTimeoutError
+from bench.errors import WorkerCrashedError, WorkerTimeoutError
 from bench.journal import Journal, Record, read
 from bench.types import MARKS, Case, Ceilings, Environment, Plan, Result, Settings, Status
 

@@ -8,7 +8,7 @@ from made_up_workers import CASES, PATHS, Workers, plan, sit, statuses
 from synthetic_runs import failed, result
 
 from bench import runner
-from bench.isolation import WorkerCrashedError, WorkerTimeoutError
+from bench.errors import WorkerCrashedError, WorkerTimeoutError
 from bench.types import Case, Reference, Result, Status
 
 # --- baselines --------------------------------------------------------------------------------------------------------

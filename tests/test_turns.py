@@ -9,7 +9,8 @@ from processes import PATIENCE_S
 from synthetic_runs import CASE
 
 from bench import turns
-from bench.isolation import SERVING, WorkerCrashedError, started
+from bench.errors import WorkerCrashedError
+from bench.isolation import SERVING, started
 from bench.stats import FEWEST_SAMPLES, MINIMUM_SAMPLES, speedups
 from bench.types import Case, Settings
 
