@@ -3,7 +3,8 @@
 Imports no torch.
 
 The files lie in RESBENCH_CACHE_DIR, or else in the user's cache directory (XDG_CACHE_HOME, `~/.cache`), one for each
-set of facts that decide the rates. Without such a directory every run measures anew.
+set of facts that decide the rates. Without such a directory every run measures anew, and so does a run that beats what
+is kept: it was measured beside other work.
 """
 
 import os

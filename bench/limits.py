@@ -1,6 +1,7 @@
 """The least work of a case, and what this device was measured to reach: the two sides of a floor. Worker side."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -27,6 +28,7 @@ MIB = 2**20
 COPY_BYTES = {"cpu": 256 * MIB, "cuda": 2048 * MIB}
 PROBE_S = 0.2  # sampling time of one size of a probe
 CALL_S = 0.2  # sizes stop growing before a call takes longer
+BEATEN = 1.1  # rates of one machine differ by some per cent from call to call
 MATMUL_SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 CONVOLUTION_BATCHES = {"cpu": (4, 16, 64), "cuda": (64, 256, 1024)}
 CHANNELS, SIDE = 256, 14  # the 3x3 convolution of layer3
@@ -108,15 +110,34 @@ def measure_ceilings(device: Device, wanted: Iterable[str] | None = None) -> Cei
     put back afterwards.
     """
     precisions = [name for name in _precisions(device) if wanted is None or name in wanted]
+    with _flags_put_back(), torch.inference_mode():
+        rates: dict[str, float] = {precision: product_rate(precision, device) for precision in precisions}
+        return Ceilings(
+            copy_bytes_per_s=copy_rate(device),
+            matmul_flops_per_s=rates,
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def beaten(kept: Ceilings, device: Device) -> bool:
+    """Whether a product is faster now than the best was then: other work had a share of the device at that time.
+
+    Takes half a second. The precision flags of torch are put back afterwards.
+    """
+    rate = kept.matmul_flops_per_s.get("fp32")
+    if rate is None:
+        return False
+    with _flags_put_back(), torch.inference_mode():
+        set_product_precision("fp32")
+        work = _matmul(MATMUL_SIDES[device][1], dtype=torch.float32, device=device)
+        return work.flops / _median_seconds(work.call, device) > BEATEN * rate
+
+
+@contextmanager
+def _flags_put_back() -> Iterator[None]:
     flags = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
     try:
-        with torch.inference_mode():
-            rates: dict[str, float] = {precision: product_rate(precision, device) for precision in precisions}
-            return Ceilings(
-                copy_bytes_per_s=copy_rate(device),
-                matmul_flops_per_s=rates,
-                measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
+        yield
     finally:
         torch.set_float32_matmul_precision(flags[0])
         torch.backends.cudnn.allow_tf32 = flags[1]

@@ -109,12 +109,11 @@ class Sitting:
 
     def _ceilings(self) -> Ceilings:
         """Of this environment: once a machine, and once a run in its journal."""
-        rates = ceilings.kept(self.environment)
-        if rates is None:
-            self.observer.preparing("measuring what this device reaches")
-            measured: Ceilings = self.budget.ask("ceilings", self.plan.cases[0].device)
-            ceilings.keep(self.environment, measured)
-            rates = measured
+        kept = ceilings.kept(self.environment)
+        self.observer.preparing("measuring what this device reaches")
+        rates: Ceilings = self.budget.ask("ceilings", self.plan.cases[0].device, kept)
+        if rates != kept:
+            ceilings.keep(self.environment, rates)
         self.journal.append(rates)
         return rates
 

@@ -60,6 +60,7 @@ class Workers:
         self.costs: dict[str, Cost] = {}  # by key, where it is not COST
         self.measure: Callable[[Case], Result] = result
         self.ceilings = CEILINGS
+        self.beaten = False  # whether what was kept of the ceilings is
         self.fits: Callable[[int], bool] = lambda batch_size: batch_size <= 5
         self.weights_problem = ""
         self.references: list[Path] = []
@@ -115,8 +116,8 @@ class Workers:
         assert device == "cpu"
         return self.environment
 
-    def _ceilings(self, _: str) -> object:
-        return self.ceilings
+    def _ceilings(self, _: str, kept: object) -> object:
+        return self.ceilings if kept is None or self.beaten else kept
 
     def _inspect(self, cases: tuple[Case, ...]) -> object:
         return {case.key: (self.costs.get(case.key, COST), self.missing.get(case.path, "")) for case in cases}

@@ -1,14 +1,15 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import limits
+from bench import limits, worker
 from bench.limits import activation_bytes, cost, measure_ceilings
 from bench.memory import saved_storages
-from bench.types import Mode, Precision
+from bench.types import Ceilings, Mode, Precision
 from resnet.depths import DEPTHS
 from resnet.model import build_model
 from resnet.program import set_product_precision
@@ -127,6 +128,27 @@ def test_ceilings_on_cpu(fp16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(ceilings.matmul_flops_per_s) == ["fp64", "fp32", "bf16"] + ["fp16"] * fp16
     rates = [ceilings.copy_bytes_per_s, *ceilings.matmul_flops_per_s.values()]
     assert all(1e3 < rate < 1e15 for rate in rates)  # in units, not in thousands of them
+
+
+@pytest.mark.usefixtures("small_probes")
+@pytest.mark.parametrize(("slower", "beaten"), [(0.5, True), (0.95, False), (2.0, False)])
+def test_what_was_measured_beside_other_work_is_beaten(
+    slower: float, beaten: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_median_seconds", lambda *_: 1e-3)
+    rate = 2 * 64**3 / 1e-3
+    kept = Ceilings(copy_bytes_per_s=1e10, matmul_flops_per_s={"fp32": slower * rate, "bf16": 1.0})
+    assert limits.beaten(kept, "cpu") == beaten
+    assert not limits.beaten(replace(kept, matmul_flops_per_s={"bf16": 1.0}), "cpu"), "nothing to compare with"
+
+
+def test_ceilings_are_measured_where_none_are_kept_or_what_is_kept_is_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, measured = (Ceilings(copy_bytes_per_s=rate, matmul_flops_per_s={}) for rate in (1.0, 2.0))
+    monkeypatch.setattr(limits, "measure_ceilings", lambda _: measured)
+    assert worker.ceilings("cpu", None) == measured
+    for beaten in (True, False):
+        monkeypatch.setattr(limits, "beaten", lambda *_, beaten=beaten: beaten)
+        assert worker.ceilings("cpu", kept) == (measured if beaten else kept)
 
 
 @pytest.mark.usefixtures("small_probes")
