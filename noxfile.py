@@ -32,6 +32,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def tests_exhaustive(session: nox.Session) -> None:
+    """Run what `tests` leaves out: every planted fault, shape and precision; arguments go to pytest."""
+    install(session, "tests")
+    session.run(*PYTEST, "-m", "exhaustive", *session.posargs)
+
+
+@nox.session
 def tests_oldest_torch(session: nox.Session) -> None:
     """Run the tests against the oldest supported torch; arguments go to pytest."""
     install(session, "tests", pins=OLDEST_TORCH)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from torch import Tensor
 
 from bench.kernel_ops import mapped
@@ -18,7 +19,8 @@ from kernels.product_tiles import ProductTile
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP64 = multiplies(torch.float64)
 EXACT = torch.float64 if FP64 else torch.float32  # the most that kernels multiply
-DTYPES = tuple(dict.fromkeys((EXACT, torch.float32, torch.bfloat16, torch.float16)))
+DTYPES = tuple(dict.fromkeys((EXACT, torch.float16, torch.float32, torch.bfloat16)))
+dtypes = pytest.mark.parametrize("dtype", [*DTYPES[:2], *exhaustive(*DTYPES[2:])], ids=str)
 BY_NAME = {form.name: form for form in BLOCKS}
 V1 = "bottleneck+downsampling, v1"  # the stride in the first convolution
 GROUPED = "bottleneck+downsampling, grouped"

@@ -9,7 +9,7 @@ from torch import nn
 from resnet.depths import DEPTHS, Depth
 from resnet.model import ResNet
 
-NARROW18, NARROW17 = "narrow-resnet18", "narrow-resnet17"
+NARROW18, NARROW17, NARROW10 = "narrow-resnet18", "narrow-resnet17", "narrow-resnet10"
 DIVISOR = 8
 
 _plain_init = ResNet.__init__
@@ -23,7 +23,7 @@ class _Narrow(ResNet):
 
 
 def _init(self: ResNet, name: str, **options: Any) -> None:  # noqa: ANN401 - those of ResNet
-    if name not in (NARROW18, NARROW17):
+    if name not in (NARROW18, NARROW17, NARROW10):
         _plain_init(self, name, **options)
         return
     self.__class__ = _Narrow
@@ -41,5 +41,6 @@ def narrow_depth() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEPTHS, NARROW18, DEPTHS["resnet18"])
         patch.setitem(DEPTHS, NARROW17, Depth(block="bottleneck", layers=(2, 1, 1, 1)))
+        patch.setitem(DEPTHS, NARROW10, Depth(block="basic", layers=(1, 1, 1, 1)))
         patch.setattr(ResNet, "__init__", _init)
         yield

@@ -1,26 +1,18 @@
-"""A network of one block a stage and its programs, for tests of paths: compilation is quick."""
+"""A narrow network of one block a stage and its programs, for tests of paths: compilation is quick."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from narrow_networks import NARROW10
 from torch import Tensor, nn
 
-from resnet.depths import DEPTHS, Depth
 from resnet.model import ResNet, build_model
 from resnet.paths import PATHS_BY_NAME, Path
 from resnet.program import Mode, Precision, Program
 
 CLASSES = 10
 EAGER = PATHS_BY_NAME["eager"]
-
-
-@pytest.fixture(scope="module")
-def shallow_depth() -> Iterator[None]:
-    """Makes the depth known."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, "resnet10", Depth(block="basic", layers=(1, 1, 1, 1)))
-        yield
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def flags_restored() -> Iterator[None]:
 
 def make_model() -> ResNet:
     torch.manual_seed(0)
-    model = build_model("resnet10", num_classes=CLASSES)
+    model = build_model(NARROW10, num_classes=CLASSES)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gram_cases import DEVICE, DTYPES
+from gram_cases import DEVICE, dtypes
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
@@ -21,7 +21,6 @@ CHANNELS = {"ragged": (20, 44, 12, 24), "whole tiles": (16, 48, 32, 16), "narrow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bn_cases import DEVICE, map_norms, operands_of
+from exhaustive import exhaustive
 from torch import Tensor
 
 from kernels.kernel import Kernel, Norm, Operands
@@ -15,7 +16,7 @@ pytestmark = [
 
 RELUS = [KERNELS_BY_NAME[name] for name in ("bn+relu", "bn+residual+relu", "dual")]
 
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, *exhaustive(torch.float16, torch.float32)], ids=str)
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "NCHW"])
 
 

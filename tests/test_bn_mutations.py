@@ -23,6 +23,7 @@ from kernels import launch
 from kernels.kernel import Kernel, Shape
 
 pytestmark = [
+    pytest.mark.exhaustive,
     pytest.mark.usefixtures("one_thread", "small_tiles"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]

@@ -71,6 +71,7 @@ def test_every_form_is_traced() -> None:
     assert printed_by("traced_for_cuda.py").keys() == GRAPHS.keys()
 
 
+@pytest.mark.exhaustive
 @forms
 def test_torch_compile_compiles_what_the_audit_does(kernel: Kernel, mode: str) -> None:
     """The same types, constants, multiples of 16 and warps, so that the audit holds for both."""
@@ -78,6 +79,7 @@ def test_torch_compile_compiles_what_the_audit_does(kernel: Kernel, mode: str) -
     assert [one for graph in found["alone"] for one in graph["compiled"]] == found["called"]
 
 
+@pytest.mark.exhaustive
 @forms
 def test_torch_compile_adds_nothing(kernel: Kernel, mode: str) -> None:
     """No copy and no fill beside our kernels; in evaluation the partial sums are added up by torch."""
@@ -86,6 +88,7 @@ def test_torch_compile_adds_nothing(kernel: Kernel, mode: str) -> None:
     assert backward["made"] == ([] if mode == "training" else [1])
 
 
+@pytest.mark.exhaustive
 @forms
 def test_what_several_kernels_read_is_computed_once(kernel: Kernel, mode: str) -> None:
     """x, z, then what is made of y; dy, then what is made of dx and dz, and in evaluation the sums."""

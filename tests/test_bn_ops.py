@@ -103,6 +103,7 @@ def test_compiled_without_a_graph_break(kernel: Kernel, training: bool, fresh_co
     assert equal(results(compiled, operands, training), results(kernel.run, operands, training))
 
 
+@pytest.mark.exhaustive
 def test_compiled_between_other_operations(fresh_compiler: None) -> None:  # noqa: ARG001
     """By Inductor, which may choose layouts for what lies around the ops; and the running statistics change."""
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ from kernels.bottleneck_forms import BlockForm
 from kernels.kernel import Shape
 
 pytestmark = [
+    pytest.mark.exhaustive,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]

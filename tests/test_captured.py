@@ -11,7 +11,7 @@ from resnet.program import LOSS_SCALE, Program
 
 ON_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 
-pytestmark = pytest.mark.usefixtures("shallow_depth", "flags_restored")
+pytestmark = pytest.mark.usefixtures("narrow_depth", "flags_restored")
 
 
 @pytest.fixture(

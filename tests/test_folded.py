@@ -7,6 +7,7 @@ from weakref import WeakSet
 import pytest
 import torch
 from cpus import needs_avx512_bf16
+from exhaustive import exhaustive
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
@@ -23,7 +24,7 @@ ERRORS = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2}
 DEPTHS = ("resnet18", "resnet50")
 
 
-@pytest.fixture(scope="module", params=DEPTHS)
+@pytest.fixture(scope="module", params=["resnet18", *exhaustive("resnet50")])
 def model(request: pytest.FixtureRequest) -> ResNet:
     """With random BatchNorm parameters and statistics."""
     return make_model(request.param, 0).eval()

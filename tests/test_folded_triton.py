@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gram_cases import DTYPES, EXACT
+from gram_cases import EXACT, dtypes
 from torch import Tensor, nn
 
 import resnet.model
@@ -124,7 +124,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return choose
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_the_network_computes_what_eager_does(
     model: ResNet, images: Tensor, logits: Tensor, dtype: torch.dtype
 ) -> None:

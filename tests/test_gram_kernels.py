@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gram_cases import DEVICE, DTYPES, small_products  # noqa: F401 - a fixture
+from gram_cases import DEVICE, dtypes, small_products  # noqa: F401 - a fixture
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
@@ -25,7 +25,6 @@ SUMMED = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch
 # Of products of y less its centre, which is rounded once more: off by 2^-9 or 2^-12 a value, and averaged over rows.
 CENTRED = {torch.float64: 4e-12, torch.float32: 4e-5, torch.bfloat16: 1e-3, torch.float16: 2e-4}
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 strides = pytest.mark.parametrize("stride", [1, 2])
 
 pytestmark = pytest.mark.usefixtures("small_products")

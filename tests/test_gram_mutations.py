@@ -18,6 +18,7 @@ from kernels import runtime
 from kernels.product_tiles import ProductTile
 
 pytestmark = [
+    pytest.mark.exhaustive,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from gram_cases import DTYPES
+from gram_cases import dtypes
 from torch import Tensor
 
 from kernels.runtime import INTERPRETED
@@ -101,7 +101,7 @@ def test_other_conversions_are_as_they_were(dtype: torch.dtype) -> None:
     assert torch.equal(converted(x.to(dtype), torch.float32), x.to(dtype).float())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_products_of_matrices_are_added_in_the_precision_of_the_sum(dtype: torch.dtype) -> None:
     """As they are by itself the interpreter multiplies the bits of bf16 as integers."""
     a, b = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)

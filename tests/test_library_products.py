@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gram_cases import CASES, DTYPES, V1, form_of, operands_of, violations
+from gram_cases import CASES, V1, dtypes, form_of, operands_of, violations
 
 from kernels import product_tiles
 from kernels.bottleneck_forms import BlockOperands
@@ -32,7 +32,7 @@ def launched(case: str, operands: BlockOperands) -> list[Call]:
 
 @pytest.mark.usefixtures("one_thread", "by_library")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_a_block_is_as_near_to_fp64_as_eager(case: str, dtype: torch.dtype) -> None:
     assert violations(form_of(case), operands_of(case, dtype)) == []
 

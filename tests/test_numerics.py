@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from exhaustive import exhaustive
 from torch import Tensor
 
 from bench import block_errors, numerics
@@ -34,6 +35,7 @@ pytestmark = [
 DOCS = Path(__file__).parents[1] / "docs"
 PRECISIONS = tuple(TOLERANCES)
 HALF: tuple[Dtype, ...] = ("bf16", "fp16")
+precisions = pytest.mark.parametrize("precision", ["fp16", *exhaustive("fp32", "bf16")])
 DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
 BY_NAME = {case.name: case for case in ADVERSARIES}
 
@@ -52,14 +54,14 @@ def beyond(name: str, precision: Dtype, without: str = "") -> dict[str, float]:
 # Hard operands.
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@precisions
 @pytest.mark.parametrize("case", [case for case in ADVERSARIES if not case.limit], ids=lambda case: case.name)
 def test_hard_operands_cost_the_block_no_more_than_eager(case: Adversary, precision: Dtype) -> None:
     """Within TOLERANCES on every tensor, which includes that it is finite where eager is."""
     assert beyond(case.name, precision) == {}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@precisions
 @pytest.mark.parametrize("case", [case for case in ADVERSARIES if case.limit], ids=lambda case: case.name)
 def test_beyond_its_limits_the_result_is_right_and_all_is_finite(case: Adversary, precision: Dtype) -> None:
     of = {compared.tensor: compared for compared in measured(case.name, precision).tensors}

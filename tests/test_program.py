@@ -26,7 +26,7 @@ from resnet.program import (
 
 COMPILED = [path for path in PATHS if path.compile_mode is not None]
 
-pytestmark = pytest.mark.usefixtures("shallow_depth", "flags_restored")
+pytestmark = pytest.mark.usefixtures("narrow_depth", "flags_restored")
 
 
 # Every path.

@@ -194,7 +194,13 @@ def test_the_first_wrong_layer_is_named_in_training(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("path", "mode"), [("eager", "train"), ("channels_last", "infer"), ("triton", "train"), ("folded", "infer")]
+    ("path", "mode"),
+    [
+        ("eager", "train"),
+        ("channels_last", "infer"),
+        pytest.param("triton", "train", marks=pytest.mark.exhaustive),
+        pytest.param("folded", "infer", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_no_layer_is_named_where_none_is_wrong(path: str, mode: Mode) -> None:
     assert first_diverging_layer(case(path=path, mode=mode), SETTINGS, 4) == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exhaustive import exhaustive
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
@@ -407,7 +408,7 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     assert [row["name"] for row in plots.frontier(rows)] == ["f", "a", "d"]
 
 
-@pytest.mark.parametrize("batches", [(8,), (1, 8, 64)])
+@pytest.mark.parametrize("batches", [(8,), *exhaustive((1, 8, 64))])
 def test_pictures_are_not_blank_and_the_same_every_time(batches: tuple[int, ...]) -> None:
     grid = sweep(models=("resnet18",), batches=batches, paths=("eager", "compile"))
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
+from narrow_networks import NARROW17
 from traffic_cases import MODEL, few_bottlenecks, request  # noqa: F401 - the second is a fixture
 
 from bench import isolation, traffic, traffic_counters, traffic_profiled
@@ -202,6 +203,7 @@ def test_every_scheme_has_a_network_but_those_that_pytorch_cannot_call(mode: Mod
 _PATHS = {"channels_last", "cuda-graph", "triton-cuda-graph", "gram-cuda-graph"}  # like others, and counted with them
 
 
+@pytest.mark.usefixtures("narrow_depth")
 @pytest.mark.parametrize(("scheme", "mode"), [
     *((scheme, "train") for scheme in ("eager", "triton", "triton-rebuild", "gram", "gram-rebuild", "inductor")),
     *((scheme, "infer") for scheme in ("eager", "gram", "folded", "folded-triton")),
@@ -216,7 +218,9 @@ def test_the_step_computes_what_eager_does(scheme: str, mode: Mode, monkeypatch:
 
     monkeypatch.setattr(torch, "compile", compile_)
     found, wanted = (
-        traffic_profiled.prepare(request(name, mode=mode, precision="fp32", batch_size=4, image_size=64), DEVICE)
+        traffic_profiled.prepare(
+            request(name, model=NARROW17, mode=mode, precision="fp32", batch_size=4, image_size=64), DEVICE
+        )
         for name in (scheme, "eager")
     )
     for mine, its in zip(found(), wanted(), strict=True):
