@@ -6,9 +6,9 @@ to the command itself: an installation may lack a package.
 
 import sys
 
-from bench import failure, streams
+from bench.terminal import failure, streams
 
-_FAILED = 3  # as bench.options.Exit.FAILED, which may be what cannot be imported
+_FAILED = 3  # as bench.terminal.options.Exit.FAILED, which may be what cannot be imported
 
 
 def main() -> None:

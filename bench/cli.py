@@ -15,30 +15,22 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import failure, isolation, journal, junit, listings, runner, unfinished
-from bench.audit_command import audit
-from bench.errors import WorkerError
-from bench.kernel_command import kernels
-from bench.options import (
-    AXIS_OPTIONS,
-    OUTPUT_OPTIONS,
-    STRICT_OPTION,
-    UNJUDGED,
-    WEIGHTS_OPTION,
-    Exit,
-    directory_of,
-    duration,
-    epilog,
-    exit_code,
-    grouped,
-    writes_to,
-)
-from bench.output import Output
-from bench.progress import Watch
-from bench.sweep import Axes, expand, load_preset, max_batch_cases
-from bench.traffic_command import traffic
+from bench.terminal import failure
+from bench.workers import parent
+from bench.record import journal
+from bench.report import junit
+from bench import listings
+from bench.run import runner, unfinished
+from bench.audit.command import audit
+from bench.workers.errors import WorkerError
+from bench.kernels.command import kernels
+from bench.terminal.options import (AXIS_OPTIONS, OUTPUT_OPTIONS, STRICT_OPTION, UNJUDGED, WEIGHTS_OPTION, Exit, directory_of, duration, epilog, exit_code, grouped, writes_to)
+from bench.terminal.output import Output
+from bench.run.watch import Watch
+from bench.sweep.cases import Axes, expand, load_preset, max_batch_cases
+from bench.traffic.command import traffic
 from bench.types import MARKS, Case, Plan
-from bench.wrapped import say
+from bench.terminal.wrapped import say
 
 DEFAULT_PRESETS = {"cuda": "quick", "cpu": "cpu-quick"}
 LISTS = {"paths": listings.paths, "presets": listings.presets, "models": listings.models}
@@ -255,7 +247,7 @@ def list_(*, what: str, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Tell what this machine can run, and why not the rest."""
     output = Output(as_json=as_json)
-    devices = isolation.call("bench.doctor:examine")
+    devices = parent.call("bench.machine.doctor:examine")
     if as_json:
         output.json(devices)
         return
@@ -301,7 +293,7 @@ def _require_devices(cases: tuple[Case, ...], what: str) -> None:
 
 def _found_device() -> str:
     """The device to run on where nobody says."""
-    return "cuda" if isolation.call("bench.doctor:has_cuda") else "cpu"
+    return "cuda" if parent.call("bench.machine.doctor:has_cuda") else "cpu"
 
 
 def _refuse_beside_resume(ctx: click.Context) -> None:

@@ -6,16 +6,16 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from bench import cell
-from bench.options import STYLES
-from bench.rows import wall_and_measured_s
-from bench.sheet import EMPTY, Align, Axis, Column, Form, Sheet
-from bench.sweep import expand, load_preset, preset_names
+from bench.sweep import cell
+from bench.terminal.options import STYLES
+from bench.record.rows import wall_and_measured_s
+from bench.terminal.sheet import EMPTY, Align, Axis, Column, Form, Sheet
+from bench.sweep.cases import expand, load_preset, preset_names
 from bench.types import Result, Run, Status
-from resnet.depths import DEPTHS
+from resnet.models.table import DEPTHS
 from resnet.paths import PATHS
 
-# What `bench.doctor.examine` may have found to be in the way, and what it leaves.
+# What `bench.machine.doctor.examine` may have found to be in the way, and what it leaves.
 ANSWERS = {"reason": "no", "untimed": "parity only", "emulated": "emulated"}
 
 Rows = list[dict[str, object]]
@@ -65,7 +65,7 @@ def _verdict(result: Result) -> dict[str, object]:
 
 
 def capabilities(device: str, cells: list[dict[str, str]]) -> tuple[Sheet, list[str]]:
-    """What `bench.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
+    """What `bench.machine.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
     reasons = list(dict.fromkeys(cell[name] for cell in cells for name in ANSWERS if cell[name]))
     rows: Rows = [
         {"path": path, "mode": mode} | {cell["precision"]: _capability(cell, reasons) for cell in group}

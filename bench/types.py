@@ -73,7 +73,7 @@ class Settings:
     timeout_s: float = 600.0  # wall time of each stage of a case: reference, run up to the turns, each turn, the rest
     parity_steps: int = 3  # optimizer steps of a parity check
     parity_budget_s: float = 120.0  # estimated time of the fp64 reference; a smaller batch is checked beyond it
-    weights: str = ""  # published weights or a state_dict file; empty: random weights, see `bench.inputs`
+    weights: str = ""  # published weights or a state_dict file; empty: random weights, see `bench.measure.inputs`
     seed: int = 0
 
 
@@ -170,7 +170,7 @@ class ParityResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What a case is checked against: made once for all paths of a cell, see `bench.reference`."""
+    """What a case is checked against: made once for all paths of a cell, see `bench.parity.reference`."""
 
     batch_size: int  # what fits; the timed batch where it does
     note: str  # why not the timed batch; empty where it is
@@ -180,7 +180,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The least work that one step of a case can be: see `bench.limits.cost`."""
+    """The least work that one step of a case can be: see `bench.machine.ceilings.cost`."""
 
     flops: int
     bytes: int

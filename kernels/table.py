@@ -1,10 +1,10 @@
 """The table of fused operations: tests, the audit and `resbench kernels` follow it."""
 
-from kernels import bn_act, bn_pool
-from kernels.bottleneck_forms import BLOCKS, BlockForm
+from kernels.batch_norm import act, pool
+from kernels.bottleneck.forms import BLOCKS, BlockForm
 from kernels.kernel import Kernel
 
-KERNELS: tuple[Kernel, ...] = (*bn_act.KERNELS, *bn_pool.KERNELS)
+KERNELS: tuple[Kernel, ...] = (*act.KERNELS, *pool.KERNELS)
 
 KERNELS_BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from resnet.fastest import choices
-from resnet.folded import fold
-from resnet.folded_triton import fold_into_products
-from resnet.fuse import fuse
-from resnet.model import ResNet
+from resnet.folded.fastest import choices
+from resnet.folded.layers import fold
+from resnet.folded.products import fold_into_products
+from resnet.fused.fuse import fuse
+from resnet.models.resnet import ResNet
 from resnet.paths import Path
 
 Mode = Literal["train", "infer"]

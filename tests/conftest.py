@@ -12,17 +12,17 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 import kernels.runtime  # noqa: F401 - before anything imports Triton
 
 # isort: split
-from bn_cases import many_runs, narrow_blocks, one_thread, without_dispatcher  # noqa: F401 - fixtures
-from graphs_on_cpu import graphs_on_cpu  # noqa: F401 - a fixture
-from left_out import (  # noqa: F401 - hooks
+from tests.support.bn_cases import many_runs, narrow_blocks, one_thread, without_dispatcher  # noqa: F401 - fixtures
+from tests.support.graphs_on_cpu import graphs_on_cpu  # noqa: F401 - a fixture
+from tests.support.left_out import (  # noqa: F401 - hooks
     pytest_deselected,
     pytest_sessionfinish,
     pytest_terminal_summary,
     pytest_testnodedown,
 )
-from made_up_workers import directory, workers  # noqa: F401 - fixtures
-from narrow_networks import narrow_depth  # noqa: F401 - a fixture
-from shallow_programs import flags_restored  # noqa: F401 - fixtures
+from tests.support.made_up_workers import directory, workers  # noqa: F401 - fixtures
+from tests.support.narrow_networks import narrow_depth  # noqa: F401 - a fixture
+from tests.support.shallow_programs import flags_restored  # noqa: F401 - fixtures
 
 # What is printed depends on the terminal, and on the session of nox that calls: the tests have a terminal of their own.
 os.environ["TERM"] = "xterm-256color"

@@ -14,10 +14,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-from exhaustive import exhaustive
-from processes import PATIENCE_S, lives, wait_until, workers
+from tests.support.exhaustive import exhaustive
+from tests.support.processes import PATIENCE_S, lives, wait_until, workers
 
-from resnet.model import build_model
+from resnet.models.resnet import build_model
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}

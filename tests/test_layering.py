@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.options import EXIT_CODES, Exit
-from bench.sweep import preset_names
+from bench.terminal.options import EXIT_CODES, Exit
+from bench.sweep.cases import preset_names
 from resnet.paths import PATHS
 
 ROOT = Path(__file__).parents[1]
@@ -23,10 +23,10 @@ WORKER_ROOTS = ("torch", "torchvision", "triton")
 
 # Everything that a run's parent process loads, directly or not, starts at these.
 PARENT = (
-    "bench.cli", "bench.types", "bench.sweep", "bench.runner", "bench.journal", "bench.metrics", "bench.stats",
-    "bench.isolation", "bench.progress", "bench.report.write", "bench.report.terminal", "bench.junit",
-    "bench.kernel_command", "bench.report.kernels", "bench.report.kernel_terminal", "bench.report.kernel_trials",
-    "bench.traffic_command", "bench.report.traffic", "bench.__main__", "resnet.paths", "resnet.depths",
+    "bench.cli", "bench.types", "bench.sweep.cases", "bench.run.runner", "bench.record.journal", "bench.record.metrics", "bench.stats",
+    "bench.workers.parent", "bench.run.watch", "bench.report.write", "bench.report.terminal", "bench.report.junit",
+    "bench.kernels.command", "bench.kernels.report.markdown", "bench.kernels.report.terminal", "bench.kernels.report.trials",
+    "bench.traffic.command", "bench.traffic.report", "bench.__main__", "resnet.paths", "resnet.models.table",
 )  # fmt: skip
 
 PATH_NAMES = (
@@ -176,7 +176,7 @@ def test_the_parent_imports_no_torch(start: str) -> None:
         ways += [(*way, module) for module in fresh]
 
 
-@pytest.mark.parametrize("statement", ["import bench.cli", "import bench.report.write, bench.metrics, bench.journal"])
+@pytest.mark.parametrize("statement", ["import bench.cli", "import bench.report.write, bench.record.metrics, bench.record.journal"])
 def test_torch_is_not_loaded_in_the_parent(statement: str) -> None:
     """As above, through other people's packages as well."""
     code = f"{statement}, sys; print([name for name in {WORKER_ROOTS!r} if name in sys.modules])"
@@ -233,10 +233,10 @@ def test_one_test_command_everywhere() -> None:
 
 def test_what_tells_of_failures_needs_the_standard_library_alone() -> None:
     """It has to work where a package is missing."""
-    for module in ("bench.__main__", "bench.failure", "bench.streams", "bench.errors"):
+    for module in ("bench.__main__", "bench.terminal.failure", "bench.terminal.streams", "bench.workers.errors"):
         others = {target.split(".")[0] for target in imports(module, deferred=False)} - sys.stdlib_module_names
         assert others <= {"bench"}
-        assert ours(module) <= {"bench", "bench.failure", "bench.streams", "bench.errors"}
+        assert ours(module) <= {"bench", "bench.terminal.failure", "bench.terminal.streams", "bench.workers.errors"}
 
 
 def test_the_package_ships_what_it_needs() -> None:

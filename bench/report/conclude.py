@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from bench.options import STYLES
-from bench.report.records import Record, grouped
-from bench.report.text import count, listing, plain
+from bench.terminal.options import STYLES
+from bench.report.order import Record, grouped
+from bench.render.text import count, listing, plain
 from bench.report.verdict import PLAIN, outcome, sentences
-from bench.rows import TIMED_STATUSES
+from bench.record.rows import TIMED_STATUSES
 from bench.types import Status
 
 NAMED = 3  # cases; of more only the paths and their number

@@ -9,14 +9,14 @@ import pandas as pd
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 
-from bench import ceilings
-from bench.metrics import METRICS_BY_NAME
-from bench.provenance import told
-from bench.report import plots, tables, verdict
-from bench.report.glossary import STATUSES
-from bench.report.records import Record, grouped, measured, records, setup
-from bench.report.text import count, listing, prose, significant
-from bench.rows import TIMED_STATUSES, wall_and_measured_s
+from bench.machine import kept_ceilings
+from bench.record.metrics import METRICS_BY_NAME
+from bench.record.provenance import told
+from bench.report import plots, columns as tables, verdict
+from bench.record.glossary import STATUSES
+from bench.report.order import Record, grouped, measured, records, setup
+from bench.render.text import count, listing, prose, significant
+from bench.record.rows import TIMED_STATUSES, wall_and_measured_s
 from bench.types import FINE, Environment, Run, Status
 
 # The facts that a reader asks for first, where the run knows them; the rest is folded away.
@@ -36,7 +36,7 @@ templates = Templates(
 
 
 def render(run: Run, frame: pd.DataFrame) -> str:
-    """The report of a run, whose frame is `bench.metrics.frame(run)`. Pictures are linked by relative path."""
+    """The report of a run, whose frame is `bench.record.metrics.frame(run)`. Pictures are linked by relative path."""
     rows = records(frame)
     timed = measured(rows)
     checked = [row for row in rows if row["parity"]]
@@ -66,7 +66,7 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         choices=_choices(run),
         facts=fact_table(run.environment, first=True),
         other_facts=fact_table(run.environment, first=False),
-        ceilings=ceilings.told(run.ceilings) if run.ceilings else "",
+        ceilings=kept_ceilings.told(run.ceilings) if run.ceilings else "",
         overhead=_overhead(run),
         phases=_phases(run),
         pictures={picture.name: picture for picture in plots.drawable(frame)},

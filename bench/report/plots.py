@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.metrics import METRICS_BY_NAME
-from bench.report.axes import FRONTIER, LINES, PLAIN, STYLE, batch_ticks, colour, facets, legend, scale, style
-from bench.report.records import Record, grouped, measured, records, setup, setup_name, varying
-from bench.report.text import significant
+from bench.record.metrics import METRICS_BY_NAME
+from bench.render.figures import FRONTIER, LINES, PLAIN, STYLE, batch_ticks, colour, facets, legend, scale, style
+from bench.report.order import Record, grouped, measured, records, setup, setup_name, varying
+from bench.render.text import significant
 
 LINE_BATCHES = 3  # from this many batch sizes on, batch is an axis
 

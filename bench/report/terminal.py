@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Group
 
-from bench.cell import AXES
-from bench.options import STYLES
-from bench.report.records import records
-from bench.report.text import MISSING, integer, interval, ratio, ratio_spread, significant, size, spread
-from bench.sheet import Column, Form, Sheet
+from bench.sweep.cell import AXES
+from bench.terminal.options import STYLES
+from bench.report.order import records
+from bench.render.text import MISSING, integer, interval, ratio, ratio_spread, significant, size, spread
+from bench.terminal.sheet import Column, Form, Sheet
 from bench.types import Status
 
 
@@ -42,7 +42,7 @@ PATH = Column("path", (Form(0, _value("path", str)),), "left", key=True)
 STATUS = Column("status", (Form(0, _value("status", str)),), "left", _status)
 FP32 = "speedup_vs_eager_fp32"
 
-# Ranks: how sure a figure is comes before anything else is shown; of the axes see `bench.sheet.AXES_RANK`.
+# Ranks: how sure a figure is comes before anything else is shown; of the axes see `bench.terminal.sheet.AXES_RANK`.
 COLUMNS = (
     PATH,
     STATUS,

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.report.records import Record, grouped, measured, setup, setup_name, varying
-from bench.report.text import code, count, interval, listing, plain, prose, ratio, size
-from bench.rows import BASELINE
+from bench.report.order import Record, grouped, measured, setup, setup_name, varying
+from bench.render.text import code, count, interval, listing, plain, prose, ratio, size
+from bench.record.rows import BASELINE
 from bench.types import Status
 
 COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals that rank all rows of a batch

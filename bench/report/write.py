@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 from matplotlib.figure import Figure
 
-from bench.metrics import frame
-from bench.report import csv, markdown, plots
+from bench.record.metrics import frame
+from bench.render import csv
+from bench.report import markdown, plots
 from bench.types import Run
 
 

@@ -11,21 +11,11 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.kernel_ops import Function, operands_of
-from bench.kernel_timing import (
-    Timed,
-    backward_calls,
-    cache_bytes,
-    compiled,
-    forward_calls,
-    prepared,
-    quiet_device,
-    rotated,
-    sets,
-)
-from bench.kernel_types import Direction, Op, Shape
-from bench.requirements import INTERPRETED_REASON
-from bench.timing import CLOCKS
+from bench.kernels.ops import Function, operands_of
+from bench.kernels.timing import (Timed, backward_calls, cache_bytes, compiled, forward_calls, prepared, quiet_device, rotated, sets)
+from bench.kernels.types import Direction, Op, Shape
+from bench.machine.requirements import INTERPRETED_REASON
+from bench.measure.timing import CLOCKS
 from bench.types import Device
 from kernels.kernel import Kernel
 from kernels.table import KERNELS

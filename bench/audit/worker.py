@@ -1,0 +1,43 @@
+"""What the audit compiles unless somebody says otherwise. Worker side: called through `bench.workers.parent`."""
+
+from collections.abc import Sequence
+
+from bench.workers.parent import announce
+from bench.kernels.ops import PLAIN, fits, layers
+from kernels.audit.audit import FORMS, RUNNING_STATISTICS, audit
+from kernels.bottleneck.forms import BLOCKS
+from kernels.kernel import Shape
+
+MODELS = ("resnet18", "resnet50")
+BATCH_SIZE, IMAGE_SIZE = 256, 224
+
+# Where no access can be wide, and where programs outnumber the rows: nothing may spill there either.
+ODD_SHAPES: tuple[Shape, ...] = ((BATCH_SIZE, 3, 7, 7), (BATCH_SIZE, 63, 1, 1))
+ODD_BLOCK_SHAPES: tuple[Shape, ...] = ((BATCH_SIZE, 74, 7, 7),)
+
+
+def examine(
+    archs: Sequence[str], dtypes: Sequence[str], forms: Sequence[str], shapes: Sequence[Shape]
+) -> list[dict[str, object]]:
+    """The rows of `kernels.audit.audit.audit`; without shapes at those of `default_shapes`. Announces "done/all".
+
+    A block at a shape that has too few channels for it is left out.
+    """
+    defaults = default_shapes()
+    asked = {form: [shape for shape in shapes if form == RUNNING_STATISTICS or fits(form, shape)] for form in forms}
+    wanted = {form: asked[form] if shapes else defaults[form] for form in FORMS if form in forms}
+    return audit(wanted, archs, dtypes, on_progress=lambda done, every: announce(f"{done}/{every}"))
+
+
+def default_shapes() -> dict[str, list[Shape]]:
+    """For each form the shapes that it meets in resnet18 and resnet50, and the odd ones.
+
+    Plain BatchNorm, which no fused network has, is taken to meet those of all others.
+    """
+    blocks = {block.name for block in BLOCKS}
+    found: dict[str, dict[Shape, None]] = {form: {} for form in FORMS}
+    for model in MODELS:
+        for form, shape in layers(model, BATCH_SIZE, IMAGE_SIZE):
+            for name in (form,) if form in blocks else (form, PLAIN, RUNNING_STATISTICS):
+                found[name][shape] = None
+    return {form: [*shapes, *(ODD_BLOCK_SHAPES if form in blocks else ODD_SHAPES)] for form, shapes in found.items()}

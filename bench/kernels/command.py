@@ -1,0 +1,203 @@
+"""`resbench kernels`: argument handling, progress and how it ends. Imports no torch."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import cast, get_args
+
+import click
+from rich.text import Text
+
+from bench.workers import parent
+from bench.kernels import run as kernel_run
+from bench import listings
+from bench.kernels.report.watch import watching
+from bench.kernels.types import Dtype, KernelMode, KernelRun, Request, Shape, Trial
+from bench.terminal.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape_option, writes_to
+from bench.terminal.output import Output
+from bench.workers.places import TEMPORARY
+from bench.types import Device
+from resnet.models.table import DEPTHS
+
+SEARCH_TIMEOUT_S = 3600.0
+
+_EXITS = {
+    Exit.VALID: "done (what this machine cannot time is no failure)",
+    Exit.PARITY_FAILED: "parity failed in at least one op",
+    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
+    Exit.FAILED: "some ops failed or were not run (crash, out of memory, Ctrl-C, budget)",
+}
+
+
+@click.command(
+    epilog=epilog(
+        "resbench kernels",
+        "resbench kernels --depths 50 --forms dual,stem --dtypes bf16,fp32",
+        "resbench kernels --depths 50 --forms bottleneck,bottleneck+downsampling",
+        "resbench kernels --shape 256,64,56,56 --shape 32,512,7,7 --mode eval",
+        "resbench kernels --budget 8m --out reports/kernels-h200",
+        "resbench kernels --search --depths 50",
+        exits=_EXITS,
+    )
+)
+@click.option("--depths", type=numbers, help="Whose layers. [default: 50,18, or none beside --shape]")
+@shape_option("Another shape of x, in every form; can be repeated.")
+@click.option(
+    "--forms",
+    type=names,
+    help="Of bn, bn+relu, bn+residual+relu, dual, stem, bottleneck, bottleneck+projection, bottleneck+downsampling. "
+    "[default: all]",
+)
+@click.option("--dtypes", type=names, default="bf16", show_default=True, help="Of fp32, bf16, fp16.")
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(KernelMode)),
+    default="train",
+    help="Statistics of the batch, or running ones. [default: train]",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Images. [default: 256 on a GPU, 8 on a CPU]")
+@click.option(
+    "--image-size", type=click.IntRange(32), default=224, show_default=True, help="Height and width in pixels."
+)
+@click.option(
+    "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: the GPU where there is one]"
+)
+@click.option("--budget", type=duration, help="End within about this time, e.g. 8m, with what is measured by then.")
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Instead, try other tiles of every launch on a GPU, and of products cuBLAS too, and print what to paste into "
+    "the tables of tiles.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="An empty or new directory. [default: reports/kernels-TIME]",
+)
+@grouped(OUTPUT_OPTIONS)
+@click.pass_context
+def kernels(
+    ctx: click.Context,
+    /,
+    *,
+    depths: tuple[int, ...] | None,
+    shapes: tuple[Shape, ...],
+    forms: tuple[str, ...] | None,
+    dtypes: tuple[str, ...],
+    mode: KernelMode,
+    batch_size: int | None,
+    image_size: int,
+    device: Device | None,
+    budget: float | None,
+    search: bool,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Time the fused BatchNorms and bottlenecks beside eager, torch.compile and copies.
+
+    Every form at every shape that resnet18 and resnet50 have, forward and backward, after a check of its parity: time,
+    bytes, and the share of the rate of a large copy; on a GPU each launch alone too, beside its roofline. A bottleneck
+    in evaluation mode runs forward alone, without gradients. Writes a report with a picture.
+
+    Without a GPU, parity and bytes are those of the kernels, and eager, torch.compile and copies are timed on the CPU;
+    bottlenecks are only checked there.
+    """
+    output = Output(quiet=quiet, as_json=as_json)
+    request = Request(
+        device=device,
+        models=_models(depths or ()),
+        shapes=shapes,
+        forms=forms or (),
+        dtypes=_dtypes(dtypes),
+        mode=mode,
+        batch_size=batch_size,
+        image_size=image_size,
+    )
+    writes_to(out)
+    if search:
+        _search(request, output, budget)
+        return
+    with watching(output.console()) as watch:
+        where = kernel_run.survey(request, watch.phase)
+        directory = _fresh(out or Path("reports") / f"kernels-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        writes_to(directory)
+        watch.begin(f"{len(where.ops)} ops on {where.environment.facts['device']}", len(where.ops))
+        if where.why_untimed:
+            watch.line(Text(f"the fused kernels are not timed: {where.why_untimed}", "yellow"))
+        observer = kernel_run.Observer(started=watch.started, finished=watch.finished)
+        command = shlex.join(["resbench", *sys.argv[1:]])
+        run = kernel_run.run(where, observer, command=command, budget_s=budget)
+    ends = _ends(run)
+    _conclude(run, directory, output, ends)
+    ctx.exit(ends)
+
+
+def _models(depths: tuple[int, ...]) -> tuple[str, ...]:
+    models = tuple(f"resnet{depth}" for depth in depths)
+    if unknown := [model for model in models if model not in DEPTHS]:
+        raise ValueError(f"unknown {', '.join(unknown)}: choose of {', '.join(DEPTHS)}, e.g. --depths 18,50")
+    return models
+
+
+def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
+    if unknown := [name for name in wanted if name not in get_args(Dtype)]:
+        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose of {', '.join(get_args(Dtype))}")
+    return cast("tuple[Dtype, ...]", wanted)
+
+
+def _fresh(directory: Path) -> Path:
+    """The directory, made now: a place that cannot be written to is refused before anything is measured."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(entry.name != TEMPORARY for entry in directory.iterdir()):
+            raise ValueError(f"{directory} is not empty: name a new directory with --out")
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory}: {error.strerror}; name another directory with --out") from error
+    return directory
+
+
+def _ends(run: KernelRun) -> Exit:
+    if any(outcome.wrong for outcome in run.outcomes):
+        return Exit.PARITY_FAILED
+    if run.pending or any(outcome.failed for outcome in run.outcomes):
+        return Exit.FAILED
+    return Exit.VALID
+
+
+def _conclude(run: KernelRun, directory: Path, output: Output, ends: Exit) -> None:
+    # pandas and matplotlib take about a second: not for --help to wait for
+    from bench.kernels.report import terminal, markdown  # noqa: PLC0415
+    from bench.kernels.report.rows import records  # noqa: PLC0415
+
+    rows = records(run)
+    output.finish(
+        rows,
+        ends,
+        files=markdown.write(directory, run),
+        lines=[markdown.outcome(run), *markdown.target_sentences(run, rows)],
+        table=terminal.summary(run, rows),
+    )
+
+
+def _search(request: Request, output: Output, budget: float | None) -> None:
+    """Print the time of every candidate, and the lines to paste."""
+    from bench.kernels.report import trials  # noqa: PLC0415 - pandas, as above
+
+    with watching(output.console()) as watch:
+        answer = parent.call(
+            "bench.kernels.search:search", request, budget, timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase
+        )
+    found: list[Trial] = kernel_run.accepted(answer)
+    pasted = trials.paste(found)
+    if output.as_json:
+        output.json({"trials": found, "tiles": pasted})
+        return
+    console = output.console()
+    for launch, rows in trials.tables(found).items():
+        console.print(listings.table(rows, title=launch))
+    for table, lines in pasted.items():
+        console.print(f"for {table}:")
+        for line in lines:
+            click.echo(line)

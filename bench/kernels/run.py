@@ -1,0 +1,96 @@
+"""Has ops measured one by one, in a worker that is replaced when it dies. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from bench.workers import parent
+from bench.workers.errors import WorkerError, WorkerTimeoutError, describe
+from bench.kernels.types import KernelRun, Op, Outcome, Request, Survey
+
+OP_TIMEOUT_S = 600.0  # parity, compilation and samples of one op
+SURVEY_TIMEOUT_S = 120.0
+
+
+def survey(request: Request, on_phase: Callable[[str], None] = lambda _: None) -> Survey:
+    """Where this is, and which ops the request means here.
+
+    Raises:
+        ValueError: the request cannot be met, and why.
+        WorkerError: torch does not work here.
+    """
+    found = parent.call("bench.kernels.worker:survey", request, timeout_s=SURVEY_TIMEOUT_S, on_phase=on_phase)
+    where: Survey = accepted(found)
+    return where
+
+
+def accepted(found: object) -> Any:  # noqa: ANN401 - whatever the worker returned
+    """What a worker returned. Text is a refusal: it is raised as ValueError."""
+    match found:
+        case str():
+            raise ValueError(found)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observer:
+    """Who is told of an op before and after."""
+
+    started: Callable[[Op], None]
+    finished: Callable[[Outcome], None]
+
+
+def run(where: Survey, observer: Observer, *, command: str, budget_s: float | None = None) -> KernelRun:
+    """Measure until every op has an outcome, the budget ends or Ctrl-C: what was measured until then is the run."""
+    began = monotonic()
+    deadline = None if budget_s is None else began + budget_s
+    outcomes: list[Outcome] = []
+    interrupted = ""
+    try:
+        while len(outcomes) < len(where.ops) and not interrupted:
+            interrupted = _sitting(where, outcomes, observer, deadline)
+    except KeyboardInterrupt:
+        interrupted = "Ctrl-C"
+    return KernelRun(
+        survey=where,
+        outcomes=tuple(outcomes),
+        command=command,
+        wall_s=monotonic() - began,
+        interrupted=interrupted,
+    )
+
+
+def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadline: float | None) -> str:
+    """Ask one worker for outcomes until there are all of them, or it dies, which costs the op it was at.
+
+    Returns why no other worker should go on, or nothing.
+    """
+    pending = where.ops[len(outcomes) :]
+    with parent.started("bench.kernels.worker:serve_ops", where, pending) as worker:
+        worker.answer(OP_TIMEOUT_S)
+        for op in pending:
+            left_s = OP_TIMEOUT_S if deadline is None else deadline - monotonic()
+            if left_s <= 0:
+                return "budget"
+            observer.started(op)
+            try:
+                outcome = worker.ask(min(left_s, OP_TIMEOUT_S))
+            except WorkerTimeoutError as error:
+                if left_s < OP_TIMEOUT_S:
+                    return "budget"
+                _note(Outcome(op=op, failure=str(error)), outcomes, observer)
+                return ""
+            except WorkerError as error:
+                _note(Outcome(op=op, failure=str(error)), outcomes, observer)
+                return ""
+            except Exception as error:  # noqa: BLE001 - whatever it is, it costs this op alone
+                _note(Outcome(op=op, failure=describe(error)), outcomes, observer)
+                return ""
+            _note(outcome, outcomes, observer)
+    return ""
+
+
+def _note(outcome: Outcome, outcomes: list[Outcome], observer: Observer) -> None:
+    outcomes.append(outcome)
+    observer.finished(outcome)

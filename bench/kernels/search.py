@@ -1,0 +1,172 @@
+"""`resbench kernels --search`: which tile is fastest for each launch, by trying a curated list. Worker side.
+
+A pass over a tensor has one tile for all shapes, and is tried at three. A product has one for each shape, and where
+cuBLAS can compute it, that is tried as well.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+from triton.errors import TritonError
+
+from bench.workers.errors import describe
+from bench.workers.parent import announce
+from bench.kernels.ops import Launched, filled, launches, ops
+from bench.kernels.timing import cache_bytes, launch_calls, prepared, quiet_device, sets
+from bench.kernels.types import Op, Request, TileKey, Trial
+from bench.machine.ceilings import copy_rate
+from bench.measure.timing import CudaClock
+from kernels.launch.passes import TILES, TILES_ON, Pass, Tile, tile_for
+from kernels.products.cublas import CUBLAS
+from kernels.products.tiles import Product, ProductTile, choice_for, chosen_instead
+from kernels.launch.runtime import architecture
+
+SAMPLES = 15  # replays of a graph of many launches
+THREADS = 2048  # resident on a multiprocessor
+STATISTICS_TOO = 2  # launches of a convolution by a library, which leaves them to a pass of their own
+# (kibibytes, num_warps): 32 to 128 bytes a thread, two to eight 128-bit accesses that are on their way at once
+SIZES = (
+    (4, 4), (8, 4), (8, 8), (16, 4), (16, 8), (16, 16), (32, 8), (32, 16), (32, 32), (64, 16), (64, 32),
+)  # fmt: skip
+CANDIDATES: tuple[Tile, ...] = tuple(
+    Tile(kibibytes=kibibytes, num_warps=num_warps, programs=programs)
+    for kibibytes, num_warps in SIZES
+    for programs in (1, 2, 4)
+    if 32 * num_warps * programs <= THREADS
+)
+# (rows, columns, inner, num_warps, num_stages, programs): at most 128 fp32 sums a thread, half of its registers
+PRODUCT_CANDIDATES: tuple[ProductTile, ...] = tuple(
+    ProductTile(rows=rows, columns=columns, inner=inner, num_warps=num_warps, num_stages=num_stages, programs=programs)
+    for rows, columns, inner, num_warps, num_stages, programs in (
+        (64, 64, 32, 4, 4, 2), (64, 64, 64, 4, 3, 2), (64, 64, 64, 4, 3, 3), (64, 64, 64, 4, 4, 3),
+        (128, 64, 32, 4, 4, 2), (128, 64, 64, 4, 3, 2), (128, 64, 64, 8, 3, 2), (128, 64, 64, 8, 4, 1),
+        (64, 128, 64, 4, 3, 2), (64, 128, 64, 8, 3, 2),
+        (128, 128, 32, 8, 4, 1), (128, 128, 64, 8, 3, 1), (128, 128, 64, 8, 4, 1),
+    )
+)  # fmt: skip
+
+Candidate = Tile | ProductTile | Literal["library"]
+Timer = Callable[[Launched], float]  # ms of one launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Which of these is fastest?"""
+
+    key: TileKey
+    ops: tuple[Op, ...]  # in which it is tried
+    candidates: tuple[Candidate, ...]  # the present one first
+    instead: Callable[[Any], AbstractContextManager[None]]  # inside, launches are made with a candidate
+    concerned: Callable[[Launched], bool]  # whether it is a launch of what is asked for
+
+
+def search(request: Request, budget_s: float | None) -> list[Trial] | str:
+    """The answers to all questions; or, as text, why there can be no search."""
+    if request.device == "cpu" or not torch.cuda.is_available():
+        return "--search times launches on a GPU, and torch finds no CUDA device here: see `resbench doctor`"
+    try:
+        wanted = ops(filled(request, "cuda"))
+    except ValueError as error:
+        return str(error)
+    with torch.inference_mode():
+        copied = copy_rate("cuda")
+    with quiet_device("cuda"):
+        timer = partial(launch_ms, cache=cache_bytes("cuda"), copy_bytes_per_s=copied)
+        return list(trials(questions(wanted, architecture().name, None), timer, None, budget_s))
+
+
+def questions(wanted: Sequence[Op], machine: str, name: str | None) -> list[Question]:
+    """Of every pass and product of these ops. `name`: of the architecture whose launches, None for this GPU."""
+    moved: dict[str, dict[Op, int]] = {}
+    products: dict[Product, Op] = {}
+    for op in wanted:
+        for launch in _launched(op, name):
+            if isinstance(launch.call.chosen_for, Product):
+                products.setdefault(launch.call.chosen_for, op)
+            else:
+                moved.setdefault(launch.kind, {})[op] = launch.bytes
+    return [
+        *(_of_pass(kind, moved[kind], machine) for kind in TILES if kind in moved),
+        *(_of_product(product, op, name) for product, op in products.items()),
+    ]
+
+
+def _launched(op: Op, name: str | None) -> list[Launched]:
+    return [launch for launched in launches(op, name).values() for launch in launched]
+
+
+def _of_pass(kind: Pass, moved: dict[Op, int], machine: str) -> Question:
+    """In the ops whose launches of it move most, least and the middle."""
+    ordered = sorted(moved, key=lambda op: -moved[op])
+    present = TILES_ON.get((machine, kind), TILES[kind])
+    return Question(
+        key=kind,
+        ops=tuple(ordered[place] for place in sorted({0, len(ordered) // 2, len(ordered) - 1})),
+        candidates=tuple(dict.fromkeys([present, *CANDIDATES])),
+        instead=partial(tile_for, kind),
+        concerned=lambda launch: launch.kind == kind,
+    )
+
+
+def _of_product(product: Product, op: Op, name: str | None) -> Question:
+    candidates: dict[Candidate, None] = dict.fromkeys([choice_for(product), *PRODUCT_CANDIDATES])
+    with chosen_instead(product, "library"):
+        if any(launch.call.kernel is CUBLAS for launch in _launched(op, name)):
+            candidates["library"] = None
+    return Question(
+        key=tuple(product),
+        ops=(op,),
+        candidates=tuple(candidates),
+        instead=partial(chosen_instead, product),
+        concerned=lambda launch: launch.call.chosen_for == product,
+    )
+
+
+def trials(asked: Sequence[Question], timer: Timer, name: str | None, budget_s: float | None) -> Iterator[Trial]:
+    """Candidate by candidate, until the budget ends. `name`: whose launches, None for this GPU."""
+    began = monotonic()
+    every = sum(len(question.ops) * len(question.candidates) for question in asked)
+    done = 0
+    for question in asked:
+        for candidate in question.candidates:
+            for op in question.ops:
+                if budget_s is not None and monotonic() - began > budget_s:
+                    return
+                announce(f"{done}/{every} {question.key}")
+                done += 1
+                yield _trial(question, candidate, op, timer, name)
+
+
+def _trial(question: Question, candidate: Candidate, op: Op, timer: Timer, name: str | None) -> Trial:
+    with question.instead(candidate):
+        found = _launched(op, name)
+    first = next(place for place, launch in enumerate(found) if question.concerned(launch))
+    number = STATISTICS_TOO if candidate == "library" and question.key[2] == "conv" else 1
+    parts = found[first : first + number]
+    ms, reason = None, ""
+    try:
+        ms = sum(map(timer, parts))
+    except (TritonError, RuntimeError, ValueError, AssertionError) as error:  # Triton refuses in all of these ways
+        reason = describe(error)
+    return Trial(
+        key=question.key,
+        op=op,
+        tile={} if candidate == "library" else asdict(candidate),
+        present=candidate == question.candidates[0],
+        bytes=sum(part.bytes for part in parts),
+        ms=ms,
+        reason=reason,
+    )
+
+
+def launch_ms(launch: Launched, *, cache: int, copy_bytes_per_s: float) -> float:
+    """Median over replays of a CUDA graph of launches on operands that come from memory."""
+    calls = launch_calls(launch.call, sets(launch.bytes, cache), "cuda")
+    timed = prepared(calls, "cuda", launch.bytes / copy_bytes_per_s)
+    return median(CudaClock().sample(timed.step, SAMPLES)) / timed.calls

@@ -1,0 +1,129 @@
+"""How exact is a block that never writes its widest tensors? `python -m bench.numerics.worker`. Worker side.
+
+Measures every tensor of a training step against fp64, beside eager at the same precision, over every distinct block of
+a network and over hard operands with and without what handles them, and writes the page and a CSV of all of it.
+"""
+
+import csv
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import cast
+
+import click
+import torch
+
+from bench.numerics.adversaries import ADVERSARIES, FORMS, Adversary
+from bench.numerics.block_errors import compare
+from bench.numerics.guards import GUARDS
+from bench.kernels.ops import layers
+from bench.kernels.types import Dtype
+from bench.machine.ceilings import DTYPES
+from bench.numerics.types import TOLERANCES, Case, Measured
+from bench.numerics.report import page
+from bench.types import Device
+from kernels.kernel import Shape
+
+MODEL = "resnet50"
+MEANS = {"of mean zero": 0.0, "of one sign": 1.0}  # gradients of the result: the second with a mean of one deviation
+BATCH_SIZE = 8
+LINES = 14  # and columns of a block's result: BATCH_SIZE * LINES^2 rows are what the interpreter does in seconds
+
+
+def blocks() -> dict[str, tuple[str, Shape]]:
+    """Every distinct block of the network: its name, its form, and a shape of x with few pixels."""
+    found: dict[str, tuple[str, Shape]] = {}
+    for name, shape in layers(MODEL, BATCH_SIZE, 224):
+        if name in FORMS:
+            form, side = FORMS[name], LINES * FORMS[name].stride
+            inside, outside = (round(shape[1] * of) for of in (form.inside, form.outside))
+            found[f"{name} {shape[1]} -> {inside} -> {outside}"] = (name, (BATCH_SIZE, shape[1], side, side))
+    return found
+
+
+def measure(device: Device) -> Iterator[Measured]:
+    """Every block, then every case, at every precision."""
+    for name, (form, shape) in blocks().items():
+        for precision in TOLERANCES:
+            operands = FORMS[form].make(shape, DTYPES[precision], device)
+            for gradient, mean in MEANS.items():
+                yield Measured(
+                    name=name,
+                    precision=precision,
+                    gradient=gradient,
+                    comparison=compare(FORMS[form], operands, mean=mean),
+                )
+    for case in ADVERSARIES:
+        for precision in TOLERANCES:
+            for guard in ("", *case.guards):
+                yield measure_case(case, precision, device, without=guard)
+
+
+def measure_case(case: Adversary, precision: Dtype, device: Device, *, without: str = "") -> Measured:
+    """One case at one precision, as it is or without one of its guards."""
+    operands = case.operands(DTYPES[precision], device)
+    with GUARDS[without].removed() if without else nullcontext():
+        found = compare(FORMS[case.form], operands, mean=case.mean, size=case.size)
+    return Measured(name=case.name, precision=precision, without=without, comparison=found)
+
+
+def cases() -> tuple[Case, ...]:
+    """The hard operands in words."""
+    return tuple(
+        Case(
+            name=case.name,
+            why=case.why,
+            guards={guard: GUARDS[guard].does for guard in case.guards},
+            limit=case.limit,
+        )
+        for case in ADVERSARIES
+    )
+
+
+def write_csv(measured: Iterable[Measured], file: Path) -> None:
+    """A row for each tensor."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["name", "precision", "gradient", "without", "tensor", "error", "eager_error"])
+        for one in measured:
+            for of in one.comparison.tensors:
+                errors = [f"{error:.3e}" for error in (of.error, of.eager_error)]
+                writer.writerow([one.name, one.precision, one.gradient, one.without, of.tensor, *errors])
+
+
+EXAMPLES = """\b
+Examples:
+  python -m bench.numerics.worker --out docs/numerics.md     the page, and docs/numerics.csv beside it
+  python -m bench.numerics.worker --out /tmp/gpu.md --device cuda
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The page; every number is in a CSV of the same name beside it.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is a GPU]")
+def main(*, out: Path, device: str | None) -> None:
+    """Measure how far a bottleneck block is from fp64, beside eager, and write the page of numerics.
+
+    Without a GPU in Triton's interpreter, which takes some minutes.
+    """
+    on = cast("Device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    measured: list[Measured] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of infinities in the interpreter
+        for one in measure(on):
+            click.echo(f"{one.name}, {one.precision}{one.gradient and ', gradient ' + one.gradient}", err=True)
+            measured.append(one)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(measured, out.with_suffix(".csv"))
+    out.write_text(page(measured, cases(), on, rows=BATCH_SIZE * LINES**2), encoding="utf-8")
+    click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The vocabulary of the command line: types of values, groups of options and exit codes. Imports no torch."""
+
+import re
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from bench.workers import places
+from bench.types import FINE, MARKS, Device, Run, Status
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+
+STYLES: dict[Status, str] = {
+    Status.VALID: "green",
+    Status.PARITY_FAILED: "bold red",
+    Status.UNSTABLE: "yellow",
+    Status.THROTTLED: "yellow",
+    Status.RECOMPILED: "yellow",
+    Status.SHARED_GPU: "yellow",
+    Status.OOM: "red",
+    Status.TIMEOUT: "red",
+    Status.CRASHED: "red",
+    Status.NOT_TIMED: "dim",
+    Status.UNSUPPORTED: "dim",
+}
+
+
+class Exit(IntEnum):
+    """How every command ends."""
+
+    VALID = 0
+    PARITY_FAILED = 1
+    USAGE = 2
+    FAILED = 3
+
+
+EXIT_CODES = {
+    Exit.VALID: "nothing failed (a mark such as unstable or throttled is no failure, nor is what cannot run here)",
+    Exit.PARITY_FAILED: "parity failed in at least one case",
+    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
+    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, Ctrl-C, --budget), or with --strict a mark",
+}
+UNJUDGED = {  # of commands that judge no run
+    Exit.VALID: "done",
+    Exit.USAGE: "bad usage: nothing was written over",
+    Exit.FAILED: "torch does not work here, resbench itself failed, or Ctrl-C",
+}
+
+
+def exit_code(run: Run, *, strict: bool = False) -> Exit:
+    """The exit code of a run: a failed parity outweighs every other failure.
+
+    A mark is no failure, nor is what the preset's own budget has left out; with `strict` both are.
+    """
+    statuses = {result.status for result in run.results}
+    if Status.PARITY_FAILED in statuses:
+        return Exit.PARITY_FAILED
+    if statuses - FINE - MARKS or (run.pending and not run.left_out_as_planned):
+        return Exit.FAILED
+    if strict and (statuses & MARKS or run.pending):
+        return Exit.FAILED
+    return Exit.VALID
+
+
+_DIRECTORY = "bench.directory"
+
+
+def writes_to(directory: Path | None) -> None:
+    """Note the directory that the running command writes to: see `places.settle`; reports of failures go there too."""
+    if directory is not None:
+        click.get_current_context().meta[_DIRECTORY] = directory
+    places.settle(directory)
+
+
+def directory_of(context: click.Context) -> Path | None:
+    """The directory that its command writes to, as far as is known."""
+    directory: Path | None = context.meta.get(_DIRECTORY)
+    return directory
+
+
+# What click calls to convert a value; the function's name stands for the value in --help.
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names. Which are allowed is the sweep's to say."""
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise click.BadParameter(f"{text!r} has an empty item: separate values by single commas, e.g. train,infer")
+    return words
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers. Which are allowed is the sweep's to say."""
+    try:
+        return tuple(int(word) for word in names(text))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers: write e.g. 18,50") from None
+
+
+def duration(text: str) -> float:
+    """Seconds, or hours, minutes and seconds, e.g. `90`, `8m`, `1h30m`; gives seconds."""
+    match = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if not total:
+        raise click.BadParameter(f"{text!r} is not a time above zero: write e.g. 90s, 8m or 1h30m")
+    return float(total)
+
+
+def shape(text: str) -> tuple[int, int, int, int]:
+    """N,C,H,W of a tensor with more than one value a channel, e.g. 256,64,56,56."""
+    try:
+        n, channels, height, width = (int(size) for size in text.split(","))
+    except ValueError:
+        n = channels = height = width = 0
+    if min(n, channels, height, width) < 1 or n * height * width == 1:
+        raise click.BadParameter(f"{text!r} is no N,C,H,W with more than one value a channel: write e.g. 256,64,56,56")
+    return n, channels, height, width
+
+
+def shape_option(help_: str) -> Callable[[Command], Command]:
+    """`--shape`, which can be repeated."""
+    return click.option("--shape", "shapes", type=shape, multiple=True, metavar="N,C,H,W", help=help_)
+
+
+AXIS_OPTIONS = (
+    click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
+    click.option("--modes", type=names, help="train, infer or both."),
+    click.option("--precisions", type=names, help="Of fp32, tf32, bf16, fp16."),
+    click.option("--batch-sizes", "--batch-size", type=numbers, help="Batch sizes, e.g. 1,32."),
+    click.option("--paths", type=names, help="Of `resbench list paths`; all, capable, -NAME leaves one out."),
+    click.option("--image-size", type=int, help="Height and width of the images in pixels."),
+    click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
+)
+
+WEIGHTS_OPTION = click.option(
+    "--weights",
+    metavar="NAME|FILE",
+    help="Published weights by name, e.g. DEFAULT, or a state_dict file. [default: random]",
+)
+
+STRICT_OPTION = click.option(
+    "--strict", is_flag=True, help="End with 3 too where a row is marked (unstable, throttled, ...) or left out."
+)
+
+OUTPUT_OPTIONS = (
+    click.option("-q", "--quiet", is_flag=True, help="Print only the names of the files written."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr."),
+)
+
+
+def grouped(options: tuple[Callable[[Command], Command], ...]) -> Callable[[Command], Command]:
+    """A decorator that adds a group of options, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def epilog(*examples: str, exits: Mapping[Exit, str] = EXIT_CODES) -> str:
+    """The end of a --help page: examples and exit codes."""
+    codes = [f"{code:d}  {meaning}" for code, meaning in exits.items()]
+    return "\n\n".join(
+        f"\b\n{title}:\n  " + "\n  ".join(lines) for title, lines in (("Examples", examples), ("Exit codes", codes))
+    )

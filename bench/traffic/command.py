@@ -1,0 +1,199 @@
+"""`resbench traffic`: the bytes and FLOPs that each way of running a network moves in a step. Imports no torch."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import get_args
+
+import click
+
+from bench.workers import parent
+from bench import listings
+from bench.traffic import counters as traffic_counters
+from bench.kernels.report.watch import watching
+from bench.terminal.options import OUTPUT_OPTIONS, UNJUDGED, Exit, epilog, grouped, names
+from bench.terminal.output import Output
+from bench.traffic.schemes import all_schemes, scheme_of
+from bench.traffic.types import MACHINES, Counted, Request
+from bench.types import Ceilings, Device, Mode, Precision
+from resnet.models.table import DEPTHS
+
+REDUCTION = 32  # of the sides of images, until the last stage
+
+
+@click.command(
+    epilog=epilog(
+        "resbench traffic resnet50",
+        "resbench traffic resnet50 --device h200 --paths compile,cudnn-fused,gram",
+        "resbench traffic resnet50 --mode infer --batch 1 --device b200",
+        "resbench traffic resnet50 --paths gram --layers",
+        "resbench traffic resnet50 --device h200 --markdown docs/traffic.md",
+        exits=UNJUDGED,
+    )
+)
+@click.argument("model")
+@click.option("--mode", type=click.Choice(get_args(Mode)), default="train", show_default=True, help="Kind of step.")
+@click.option(
+    "--precision", type=click.Choice(get_args(Precision)), default="bf16", show_default=True, help="Of activations."
+)
+@click.option("--batch", "batch_size", type=int, default=256, show_default=True, help="Images of a step.")
+@click.option("--image-size", type=int, default=224, show_default=True, help="Height and width of images in pixels.")
+@click.option(
+    "--paths", type=names, help="Of `resbench list paths`, and inductor, cudnn-fused, folded. [default: one of a kind]"
+)
+@click.option(
+    "--device",
+    type=click.Choice([*MACHINES, *get_args(Device)]),
+    help="Whose floor: a GPU's by its data sheet, or this machine's, measured. [default: this machine's]",
+)
+@click.option("--layers", is_flag=True, help="List every operation.")
+@click.option(
+    "--counters/--no-counters",
+    default=True,
+    help="On this machine's GPU, what its own counters see, by ncu: some minutes. [default: where it can]",
+)
+@click.option(
+    "--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables as a page here."
+)
+@grouped(OUTPUT_OPTIONS)
+def traffic(
+    *,
+    model: str,
+    mode: Mode,
+    precision: Precision,
+    batch_size: int,
+    image_size: int,
+    paths: Sequence[str] | None,
+    device: str | None,
+    layers: bool,
+    counters: bool,
+    page: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Count the bytes and FLOPs that each way of running MODEL moves in one step, and the least time they take.
+
+    Counted from shapes, on any machine: nothing is run with data or timed. Kernels of the project declare what they
+    move, calls of libraries are counted by their tensors, and what cannot be run without data (torch.compile, cuDNN's
+    fused graphs, the folded network) by a formula of the same layers. Paths that move the same are counted once. Loss
+    and optimizer, the same for all, are left out.
+
+    The floor is, for each operation, the time of its bytes at the device's memory bandwidth or of its FLOPs at its rate
+    of products, whichever is longer, summed over the step.
+
+    On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is run with
+    data too, and what passed between memory and caches stands beside what is counted; --no-counters leaves that out.
+    """
+    request = Request(
+        model=_known(model),
+        mode=mode,
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+        schemes=_schemes(paths, mode),
+    )
+    _require_values(request)
+    if page is not None:
+        _require_writable(page)
+    output = Output(quiet=quiet, as_json=as_json)
+    name, ceilings = _ceilings(device, precision)
+    found = parent.call("bench.traffic.worker:count", request)
+    with watching(output.console()) as watch:
+        seen, unseen = (
+            traffic_counters.read(request, lambda scheme: watch.phase(f"counters of {scheme}"))
+            if counters and name == "cuda"
+            else ((), ())
+        )
+    counted = Counted(
+        request=request,
+        traffic=tuple(sorted(found, key=lambda of: -of.bytes)),
+        device=name,
+        ceilings=ceilings,
+        seen=seen,
+        unseen=unseen,
+    )
+    _conclude(counted, output, page, layers=layers)
+
+
+def _known(model: str) -> str:
+    if model not in DEPTHS:
+        raise ValueError(f"unknown model {model!r}: choose of {', '.join(DEPTHS)}")
+    return model
+
+
+def _schemes(paths: Sequence[str] | None, mode: Mode) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(scheme_of(name, mode) for name in paths)) if paths else all_schemes(mode)
+
+
+def _require_values(request: Request) -> None:
+    """Refuse what BatchNorm would refuse."""
+    for option, value in (("--batch", request.batch_size), ("--image-size", request.image_size)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, not {value}")
+    if request.mode == "train" and request.batch_size == 1 and request.image_size <= REDUCTION:
+        raise ValueError(
+            f"one image of {request.image_size} px leaves one value a channel, on which BatchNorm cannot train: "
+            f"choose a larger --batch, or --image-size above {REDUCTION}"
+        )
+
+
+def _require_writable(page: Path) -> None:
+    """Refuse now what could not be written in some seconds."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=page.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {page}: {error.strerror}; name a file that can be written") from error
+
+
+def _ceilings(device: str | None, precision: Precision) -> tuple[str, Ceilings]:
+    """The device whose floor is wanted, and its rates: those of its data sheet, or measured here in some seconds."""
+    if device in MACHINES:
+        return device, MACHINES[device].ceilings
+    found = parent.call("bench.machine.doctor:has_cuda")
+    if device == "cuda" and not found:
+        raise ValueError(f"torch finds no CUDA device here: name one by its data sheet, of {', '.join(MACHINES)}")
+    here = device or ("cuda" if found else "cpu")
+    ceilings: Ceilings = parent.call("bench.machine.ceilings:measure_ceilings", here, [precision])
+    if precision not in ceilings.matmul_flops_per_s:
+        raise ValueError(f"{here} does not run {precision} here: choose another --precision, or name a --device")
+    return here, ceilings
+
+
+def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bool) -> None:
+    # pandas takes about a second: not for --help to wait for
+    from bench.traffic import report  # noqa: PLC0415
+
+    files = [report.write_page(counted, page, _command(counted, page))] if page else []
+    rows = report.records(counted, operations=layers)
+    if not output.as_json:
+        console = output.console()
+        for scheme, lines in report.by_operation(counted) if layers else ():
+            console.print(listings.table(lines, title=scheme))
+        console.print(listings.table(report.by_part(counted), title="MB/image"))
+    output.finish(
+        rows,
+        Exit.VALID,
+        files=files,
+        lines=[f"floor of {report.rates(counted)}", *counted.unseen],
+        table=listings.table(report.totals(counted), later=report.LATER),
+    )
+
+
+def _command(counted: Counted, page: Path) -> str:
+    """What writes the same page again, wherever it is read."""
+    request = counted.request
+    words = {
+        "--mode": request.mode,
+        "--precision": request.precision,
+        "--batch": request.batch_size,
+        "--image-size": request.image_size,
+        "--paths": ",".join(request.schemes),
+        "--device": counted.device,
+        "--markdown": page,
+    }
+    if set(request.schemes) == set(all_schemes(request.mode)):
+        words.pop("--paths")
+    return shlex.join(["resbench", "traffic", request.model, *(str(of) for pair in words.items() for of in pair)])

@@ -1,0 +1,282 @@
+"""Compiles every kernel for every GPU it is written for, without one, and says what is wrong with what came out.
+
+What is compiled are the launches that `kernels.launch.runtime.recorded` lists, forward and backward (a block in evaluation
+mode has no backward pass); those that differ in nothing that the compiler sees are compiled once. Of each is asked:
+
+- No spill: no stack frame, which is where ptxas puts the registers that do not suffice.
+- 128-bit accesses of every activation where the layout allows them: channels_last with a multiple of 16 bytes in a
+  pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW; in
+  products where the channels of all are multiples of 16, which the compiler has to know. Activations are the
+  floating-point arguments [N, C, ...] that are neither filters nor partial sums, except the gradient behind a pooling:
+  each pixel picks its own. `kernels.audit.ptx` tells whose an access is; the narrowest of each argument counts, and none at
+  all is a fault too.
+- Shared memory within what the architecture gives to a program.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+
+from kernels.batch_norm.statistics import update_running_statistics
+from kernels.bottleneck.forms import BlockForm
+from kernels.audit.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
+from kernels.kernel import Kernel, Shape
+from kernels.products.cublas import CUBLAS
+from kernels.products.operands import SPECIALISED
+from kernels.launch.runtime import ARCHITECTURES, Call, recorded
+from kernels.table import FORMS as FUSED
+
+RUNNING_STATISTICS = "running statistics"
+FORMS = (*FUSED, RUNNING_STATISTICS)
+WIDE = 128  # bits
+PRODUCTS = ("highest", "high")  # how torch multiplies fp32: as it is, or in TF32
+SIDES = ("BLOCK_ROWS", "BLOCK_CHANNELS", "BLOCK_COLUMNS", "BLOCK_INNER")  # of tiles, as kernels name them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is compiled, and what is asked of it."""
+
+    compilation: Compilation
+    dtype: str  # of x
+    layout: str  # of activations; empty: none are read
+    activations: tuple[str, ...]  # pointer arguments
+    wide: tuple[str, ...]  # those whose accesses have to be
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """Whose accesses tell how wide the kernel's are."""
+        return self.wide or self.activations
+
+    @property
+    def kernel(self) -> str:
+        return self.compilation.kernel.partition(":")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Who launches it."""
+
+    form: str
+    mode: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A form at some shapes, on one architecture and in one dtype."""
+
+    form: str
+    shapes: Sequence[Shape]
+    arch: str
+    dtype: str
+
+
+Uses = dict[Subject, list[Use]]
+
+
+def audit(
+    shapes: Mapping[str, Sequence[Shape]],
+    archs: Sequence[str],
+    dtypes: Sequence[str],
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[dict[str, object]]:
+    """Compile every launch of some forms, in all layouts and modes, on all cores; a row for each compilation.
+
+    Args:
+        shapes: of x [N, C, H, W], for each form (of FORMS).
+        archs: of ARCHITECTURES.
+        dtypes: of DTYPES.
+        on_progress: hears how many compilations are done, and of how many.
+
+    Returns:
+        Plain values: what was compiled for whom, the figures, and `faults`, one line each.
+    """
+    work = [
+        Work(form=form, shapes=at, arch=arch, dtype=dtype)
+        for arch, dtype, (form, at) in product(archs, dtypes, shapes.items())
+    ]
+    with compilers() as pool:
+        uses: Uses = {}
+        for found in pool.map(subjects, work):
+            for one, users in found.items():
+                uses.setdefault(one, []).extend(users)
+        rows = []
+        for one, verdict in zip(uses, pool.map(judged, uses), strict=True):
+            rows.append(_row(one, uses[one], *verdict))
+            on_progress(len(rows), len(uses))
+    return rows
+
+
+@contextmanager
+def compilers() -> Iterator[ProcessPoolExecutor]:
+    """A process for each core in which kernels can be compiled, and are compiled anew.
+
+    Sets variables in the environment of this process, which they inherit.
+    """
+    with TemporaryDirectory() as cache:
+        os.environ.update(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+            yield pool
+
+
+def subjects(work: Work) -> Uses:
+    """What has to be compiled, each once, and who launches it."""
+    found: Uses = {}
+    for shape, channels_last, training in product(work.shapes, _layouts(work.form), (True, False)):
+        with recorded(work.arch) as calls:
+            _launch(work, shape, channels_last=channels_last, training=training)
+        use = Use(form=work.form, mode="training" if training else "evaluation", shape=shape)
+        for call in (call for call in calls if call.kernel is not CUBLAS):
+            found.setdefault(subject(call, work, shape), []).append(use)
+    return found
+
+
+def _layouts(form: str) -> tuple[bool, ...]:
+    """Whether x is channels_last. A block copies what is not."""
+    return (True,) if isinstance(FUSED.get(form), BlockForm) else (True, False)
+
+
+def _launch(work: Work, shape: Shape, *, channels_last: bool, training: bool) -> None:
+    """All that a form launches, forward and backward, on tensors without memory; in fp32 products also in TF32."""
+    if work.form == RUNNING_STATISTICS:
+        if training:
+            _launch_running_statistics(shape)
+        return
+    form, dtype = FUSED[work.form], DTYPES[work.dtype]
+    run: Callable[[Any, bool], Tensor] = form.run  # of the operands that the form makes
+    operands = form.make(shape, dtype, "meta", channels_last=channels_last)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for other in PRODUCTS if isinstance(form, BlockForm) and dtype == torch.float32 else (precision,):
+            torch.set_float32_matmul_precision(other)
+            y = run(operands, training)
+            if training or isinstance(form, Kernel):
+                torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _launch_running_statistics(shape: Shape) -> None:
+    n, channels, height, width = shape
+    mean, var, statistics = (torch.empty(size, device="meta") for size in (channels, channels, (2, channels)))
+    batches = torch.empty((), dtype=torch.int64, device="meta")
+    for momentum in (0.1, None):
+        update_running_statistics(mean, var, batches, statistics, momentum, n * height * width)
+
+
+def subject(call: Call, work: Work, shape: Shape) -> Subject:
+    """What a launch on x of this shape asks the compiler for, and what is asked of the result."""
+    passes = call.options.get("LAYOUT")  # products have channels_last alone
+    layout = str(passes or ("" if work.form == RUNNING_STATISTICS else "channels_last"))
+    pooled = call.options.get("ACTIVATION") == "pool"
+    scattered = layout != "channels_last" and (pooled or call.kernel.__name__ == "_pool")
+    activations = {
+        name: value
+        for name, value in zip(call.kernel.arg_names, call.arguments, strict=False)
+        if isinstance(value, Tensor) and _is_activation(name, value, shape) and not (pooled and name == "dy_ptr")
+    }
+    unit = WIDE // 8 // DTYPES[work.dtype].itemsize if passes else SPECIALISED
+    allowed = all(_allows_wide(layout, value.shape, unit) for value in activations.values())
+    return Subject(
+        compilation=of_call(call, work.arch),
+        dtype=work.dtype if layout else "fp32",
+        layout=layout,
+        activations=tuple(activations),
+        wide=tuple(activations) if allowed and not scattered else (),
+    )
+
+
+def _is_activation(name: str, tensor: Tensor, shape: Shape) -> bool:
+    parameters = "filters" in name or "partials" in name
+    return tensor.is_floating_point() and tensor.dim() == len(shape) and tensor.shape[0] == shape[0] and not parameters
+
+
+def _allows_wide(layout: str, shape: Sequence[int], unit: int) -> bool:
+    """Whether what is contiguous in memory comes in units of so many elements, or in NCHW of 16."""
+    _, channels, height, width = shape
+    return channels % unit == 0 if layout == "channels_last" else height * width % SPECIALISED == 0
+
+
+def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
+    """Compile it: the figures of its row, none where it does not compile, and its faults."""
+    try:
+        figures = compiled(subject.compilation)
+    except (TritonError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {}, [f"does not compile: {reason}"]
+    warps, of_warps, limited_by = occupancy(subject.compilation, figures)
+    row: dict[str, object] = {
+        "registers": figures.registers,
+        "spill_bytes": figures.spill_bytes,
+        "stack_bytes": figures.stack_bytes,
+        "static_shared_bytes": figures.static_shared_bytes,
+        "dynamic_shared_bytes": figures.dynamic_shared_bytes,
+        "load_bits": figures.load_bits,
+        "store_bits": figures.store_bits,
+        "main_bits": min((figures.narrowest_bits.get(name, 0) for name in subject.main), default=None),
+        "resident_warps": warps,
+        "of_warps": of_warps,
+        "limited_by": limited_by,
+    }
+    return row, list(faults(subject, figures))
+
+
+def faults(subject: Subject, figures: Figures) -> Iterator[str]:
+    """What is wrong with a kernel, and what to do about it."""
+    machine = ARCHITECTURES[subject.compilation.arch]
+    smaller = (
+        f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch/passes.py, or kernels/products/tiles.py)"
+    )
+    if figures.stack_bytes or figures.spill_bytes:
+        yield (
+            f"spills {figures.spill_bytes} bytes of a thread's registers to local memory (a stack frame of "
+            f"{figures.stack_bytes} bytes): {smaller}, or keep fewer values alive"
+        )
+    shared = figures.static_shared_bytes + figures.dynamic_shared_bytes
+    if shared > machine.shared_bytes:
+        yield f"needs {shared} bytes of shared memory, and a program may have {machine.shared_bytes}: {smaller}"
+    for name in subject.wide:
+        bits = figures.narrowest_bits.get(name)
+        if bits is None:
+            yield f"does not access {name}, or not in a way that kernels/audit/ptx.py sees: mend either"
+        elif bits < WIDE:
+            yield (
+                f"accesses {name} by {bits} bits where {WIDE} are possible: tell the compiler what is contiguous "
+                "(tl.multiple_of, tl.max_contiguous), or give a thread more elements (kernels/launch/passes.py)"
+            )
+
+
+def _row(subject: Subject, uses: list[Use], figures: dict[str, object], wrong: list[str]) -> dict[str, object]:
+    """All about one compilation, as plain values; each fault names it."""
+    compilation, constants = subject.compilation, dict(subject.compilation.constants)
+    forms, modes = (list(dict.fromkeys(values)) for values in ([use.form for use in uses], [use.mode for use in uses]))
+    shapes = list(dict.fromkeys("x".join(map(str, use.shape)) for use in uses))
+    circumstances = filter(None, (subject.dtype, subject.layout, " and ".join(modes), shapes[0]))
+    name = f"{subject.kernel} of {', '.join(forms)} ({', '.join(circumstances)}) on {compilation.arch}"
+    return {
+        "arch": compilation.arch,
+        "kernel": subject.kernel,
+        "forms": forms,
+        "modes": modes,
+        "dtype": subject.dtype,
+        "layout": subject.layout,
+        "shapes": shapes,
+        "wide": bool(subject.wide),
+        **{side.lower(): constants.get(side) for side in SIDES},
+        "precision": constants.get("PRECISION"),
+        "num_warps": compilation.num_warps,
+        "num_stages": compilation.num_stages,
+        **figures,
+        "faults": [f"{name} {fault}" for fault in wrong],
+    }

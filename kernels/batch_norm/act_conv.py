@@ -1,0 +1,107 @@
+"""BatchNorm, ReLU and the convolution behind them as one node of autograd that does not keep what lies between.
+
+    out = conv(relu(bn(x)))
+
+Autograd keeps y = relu(bn(x)) for the gradient of the convolution's weight. Here only x is kept, which the BatchNorm
+needs anyway, and backward makes y again from it: one read of x and one write of y more, one tensor less in memory. Chen
+et al., "Training Deep Nets with Sublinear Memory Cost" (2016), at no cost of convolutions. The products are cuDNN's.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.batch_norm.act import bn_act_forward
+from kernels.batch_norm.backward import bn_backward
+from kernels.kernel import Norm, require_fitting
+from kernels.launch.runtime import triton_op
+
+_NOT_TRANSPOSED = (False, [0, 0])  # and the padding of its output
+
+
+@triton_op("resbench::bn_act_conv")
+def _bn_act_conv(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    filters: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    norm = Norm(weight, bias, running_mean, running_var, eps)
+    y, statistics, _ = bn_act_forward(x, None, norm, None, training=training, relu=True)
+    out = torch.ops.aten.convolution(y, filters, None, stride, padding, dilation, *_NOT_TRANSPOSED, groups)
+    return out, statistics
+
+
+@triton_op("resbench::bn_act_conv_backward")
+def _bn_act_conv_backward(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    statistics: Tensor,
+    filters: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    norm = Norm(weight, bias, statistics[0], statistics[1], eps)
+    y, _, _ = bn_act_forward(x, None, norm, None, training=False, relu=True)  # the same bits: the same statistics
+    dy, dfilters, _ = torch.ops.aten.convolution_backward(
+        dout, y, filters, None, stride, padding, dilation, *_NOT_TRANSPOSED, groups, [True, True, False]
+    )
+    found = bn_backward(dy, x, None, norm, None, statistics, None, training=training, activation="from x")
+    return found.x, present(found.weight, x), present(found.bias, x), dfilters
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's
+    x, weight, bias, _, _, ctx.eps, filters, *ctx.convolution, ctx.training = inputs
+    keep(ctx, output, x, weight, bias, filters)
+
+
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+    x, weight, bias, filters, statistics = ctx.saved_tensors
+    dx, *parameters, dfilters = _bn_act_conv_backward(
+        dout, x, weight, bias, ctx.eps, statistics, filters, *ctx.convolution, ctx.training
+    )
+    return dx, *absent(parameters, (weight, bias)), None, None, None, dfilters, None, None, None, None, None
+
+
+differentiable(_bn_act_conv, _differentiate, _setup)
+differentiable_once(_bn_act_conv_backward)
+
+
+def bn_act_conv(x: Tensor, norm: Norm, conv: nn.Conv2d, filters: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+    """conv(relu(bn(x))) without bias, differentiable once.
+
+    Args:
+        x: [N, C, H, W], not empty.
+        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here.
+        conv: gives stride, padding (by numbers), dilation and groups.
+        filters: its weight [C_out, C / groups, KH, KW] in the dtype of x.
+        training: normalise by the statistics of the batch, else by the running ones.
+
+    Returns:
+        out [N, C_out, H_out, W_out], and statistics [2, C]: the mean and biased variance that x was normalised by.
+
+    Raises:
+        ValueError: training on one value a channel.
+        RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+    """
+    require_fitting(x, norm, training=training)
+    geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+    out: Tensor
+    out, statistics = _bn_act_conv(x, *norm, filters, *geometry, training)
+    return out, statistics

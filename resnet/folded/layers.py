@@ -1,0 +1,203 @@
+"""Inference with BatchNorm folded into the convolutions; ReLU and residual add fused into them where that is faster.
+
+Folding: with y = gamma (conv(x, W) - mean) / sqrt(var + eps) + beta, the convolution takes the weight
+W gamma / sqrt(var + eps) per output channel and the bias beta - mean gamma / sqrt(var + eps) (Jacob et al., 2018,
+section 3.2).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from kernels.cpu.conv import CHANNELS, Algorithm, Avx512Conv2d
+from kernels.cpu.pool import avx512_max_pool2d
+from resnet.folded.fastest import Fastest, Prepare, Way
+from resnet.models.resnet import BasicBlock, Bottleneck, ResNet
+
+_STEM_KERNEL = 7
+
+
+class FoldedConv2d(Fastest):
+    """Convolution with its BatchNorm folded in, then an optional residual add and ReLU, by the fastest of its ways."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, *, relu: bool, dtype: torch.dtype) -> None:
+        """Fold in fp64, keep in `dtype`."""
+        super().__init__()
+        if bn.running_mean is None or bn.running_var is None:
+            raise ValueError("folding needs running statistics, and this BatchNorm2d has track_running_stats=False")
+        if isinstance(conv.padding, str):
+            raise ValueError(f"folding needs padding in numbers, not {conv.padding!r}")  # noqa: TRY004
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight.double(),
+            None if conv.bias is None else conv.bias.double(),
+            bn.running_mean.double(),
+            bn.running_var.double(),
+            bn.eps,
+            None if bn.weight is None else bn.weight.double(),
+            None if bn.bias is None else bn.bias.double(),
+        )
+        self.weight = nn.Parameter(weight.to(dtype, memory_format=torch.channels_last), requires_grad=False)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.geometry: tuple[list[int], list[int], list[int], int]
+        self.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+        self.relu = relu
+
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
+        """Separate calls, and the fused ones that this type of device has (`_CANDIDATES`)."""
+        ways = {"separate": FoldedConv2d._separate} | _CANDIDATES.get(x.device.type, {})
+        if _on_cpu_in_bf16(x):
+            ways |= _AVX512
+        return {name: partial(prepare, self, x) for name, prepare in ways.items()}
+
+    def _separate(self, _: Tensor) -> Way:
+        return self._convolve_add_relu
+
+    def _convolve_add_relu(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        out = F.conv2d(x, self.weight, self.bias, *self.geometry)
+        if residual is not None:
+            out += residual
+        return out.relu_() if self.relu else out
+
+    def _cudnn(self, _: Tensor) -> Way:
+        if not self.relu:
+            raise RuntimeError("it ends in a ReLU, which this layer has not")
+        if self.weight.shape[-1] == _STEM_KERNEL:
+            raise RuntimeError("kept off the 7x7 stem")
+
+        def way(x: Tensor, residual: Tensor | None) -> Tensor:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
+            return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *self.geometry)
+
+        return way
+
+    def _onednn(self, like: Tensor) -> Way:
+        stride, padding, dilation, groups = self.geometry
+        geometry = (padding, stride, dilation, groups)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, list(like.shape))
+        relu = "relu" if self.relu else None
+
+        def way(x: Tensor, residual: Tensor | None) -> Tensor:
+            out: Tensor
+            if residual is None:
+                out = torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, relu or "none", [], None)
+            else:
+                out = torch.ops.mkldnn._convolution_pointwise_(
+                    residual, x, packed, self.bias, *geometry, "add", None, relu, [], None
+                )
+            return out
+
+        return way
+
+    def _avx512(self, _: Tensor, algorithm: Algorithm) -> Way:
+        return Avx512Conv2d(algorithm, self.weight, self.bias, *self.geometry, self.relu)
+
+
+_CANDIDATES: dict[str, dict[str, Callable[[FoldedConv2d, Tensor], Way]]] = {
+    "cuda": {"cudnn-fused": FoldedConv2d._cudnn},
+    "cpu": {"onednn-fused": FoldedConv2d._onednn},
+}
+_AVX512: dict[str, Callable[[FoldedConv2d, Tensor], Way]] = {
+    "avx512-direct": partial(FoldedConv2d._avx512, algorithm="direct"),
+    "avx512-winograd": partial(FoldedConv2d._avx512, algorithm="winograd"),
+}
+
+
+class FoldedLinear(Fastest):
+    """The classifier, by the fastest of its ways."""
+
+    def __init__(self, linear: nn.Linear, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().to(dtype, copy=True), requires_grad=False)
+        self.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
+
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
+        """PyTorch's, and on CPU in bf16 ours: a 1x1 convolution of one pixel."""
+        ways: dict[str, Prepare] = {"aten": lambda: self._aten}
+        if _on_cpu_in_bf16(x):
+            ways["avx512-direct"] = self._avx512
+        return ways
+
+    def _aten(self, x: Tensor, _: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def _avx512(self) -> Way:
+        classes = self.bias.numel()
+        more = -classes % CHANNELS
+        weight = F.pad(self.weight, (0, 0, 0, more))[:, :, None, None]
+        convolve = Avx512Conv2d("direct", weight, F.pad(self.bias, (0, more)), (1, 1), (0, 0), (1, 1), 1, relu=False)
+        return lambda x, _: convolve(x[:, :, None, None]).flatten(1)[:, :classes]
+
+
+class FoldedMaxPool2d(Fastest):
+    """The stem's max pooling, 3x3 at stride 2, by the fastest of its ways."""
+
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
+        """PyTorch's, and ours for bf16 on CPU, which does not keep the places of the maxima."""
+        ways: dict[str, Prepare] = {"aten": lambda: lambda x, _: F.max_pool2d(x, 3, stride=2, padding=1)}
+        if _on_cpu_in_bf16(x):
+            ways["avx512"] = lambda: lambda x, _: avx512_max_pool2d(x)
+        return ways
+
+
+def _on_cpu_in_bf16(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+class FoldedBlock(nn.Module):
+    """A residual block of either kind: a chain of folded convolutions, the last one with the residual add."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, dtype: torch.dtype) -> None:
+        super().__init__()
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if isinstance(block, Bottleneck):
+            pairs.append((block.conv3, block.bn3))
+        self.convs = nn.ModuleList(FoldedConv2d(*pair, relu=True, dtype=dtype) for pair in pairs)
+        self.downsample: FoldedConv2d | None = None
+        if block.downsample is not None:
+            conv, bn = block.downsample
+            assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)  # noqa: S101, PT018
+            self.downsample = FoldedConv2d(conv, bn, relu=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype; x may be written over."""
+        residual = x if self.downsample is None else self.downsample.forward(x)
+        *first, last = self.convs
+        for conv in first:
+            x = conv.forward(x)  # what calling a module does besides would be felt at batch 1
+        out: Tensor = last.forward(x, residual)
+        return out
+
+
+class FoldedResNet(nn.Module):
+    """The whole network folded."""
+
+    def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
+        self.maxpool = FoldedMaxPool2d()
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(FoldedBlock(cast("BasicBlock | Bottleneck", block), dtype) for block in stage))
+            for stage in (model.layer1, model.layer2, model.layer3, model.layer4)
+        )
+        self.fc = FoldedLinear(model.fc, dtype=dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
+        x = self.maxpool(self.conv1(images.to(self.dtype)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def fold(model: ResNet, dtype: torch.dtype) -> FoldedResNet:
+    """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was."""
+    device = next(model.parameters()).device
+    return FoldedResNet(model, dtype).to(device).eval()

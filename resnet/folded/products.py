@@ -1,0 +1,208 @@
+"""Bottleneck networks for inference by products of our own: BatchNorm, shortcut and ReLU are part of each.
+
+Every part of the network is computed by the fastest of its ways, as in `resnet.folded.layers`, whose ways are among them. New
+are, for a block's first convolution, a product with BatchNorm and ReLU behind it, and for what follows (`BlockEnd`):
+
+    product             conv2 alone; then bn2, the last convolution and the shortcut, projected or not, in one product
+    chained             the same, and in the same kernel the next block's first convolution, of what is in registers
+    ..., bn2 folded     bn2 and its ReLU are folded into conv2 instead
+
+The interpreter measures nothing: there the first of these that a layer has is taken.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from kernels.products.block_chain import chainable
+from kernels.bottleneck.folded import Constants, block_chained, block_product, line_of
+from kernels.launch.runtime import INTERPRETED, require_runnable
+from resnet.folded.fastest import Fastest, Prepare, Way
+from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d, fold
+from resnet.models.resnet import Bottleneck, ResNet
+
+Middle = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # y1 -> x2 and the line that it is still to be put on
+Outputs = tuple[Tensor, Tensor | None]  # of a block: its result, and that of the next block's first convolution
+
+
+class Unfolded(nn.Module):
+    """The constants of a convolution and its BatchNorm, each for itself: filters are rounded once, as eager does."""
+
+    filters: Tensor
+    line: Tensor
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, layout: torch.memory_format) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018 - FoldedConv2d asks
+        mean = norm.running_mean.double() - (0.0 if conv.bias is None else conv.bias.detach().double())
+        line = line_of(mean, norm.running_var, norm.weight, norm.bias, norm.eps).detach()
+        self.register_buffer("filters", conv.weight.detach().to(dtype, copy=True, memory_format=layout))
+        self.register_buffer("line", line.to(torch.float64 if dtype == torch.float64 else torch.float32))
+        self.stride = conv.stride[0]
+
+    @property
+    def constants(self) -> Constants:
+        """Of a 1x1 convolution, as products take them."""
+        return Constants(self.filters, self.line, self.stride)
+
+
+class FirstConv2d(FoldedConv2d):
+    """A block's first convolution with its BatchNorm and ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, dtype: torch.dtype) -> None:
+        super().__init__(conv, norm, relu=True, dtype=dtype)
+        self.unfolded = Unfolded(conv, norm, dtype, torch.contiguous_format)
+
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
+        """A product, and the ways of a folded convolution."""
+        return _without_a_clock({"product": lambda: self._product} | super().ways(x))
+
+    def _product(self, x: Tensor, _: Tensor | None) -> Tensor:
+        return block_product(x, self.unfolded.constants)
+
+
+class BlockEnd(Fastest):
+    """A block behind its first convolution, and the next block's first convolution where the two can be chained.
+
+    Takes y1 [N, K, H, W] and the block's input, gives `Outputs`, of which the second is None where they cannot.
+    """
+
+    def __init__(self, block: Bottleneck, following: FirstConv2d | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv2 = FoldedConv2d(block.conv2, block.bn2, relu=True, dtype=dtype)
+        self.conv3 = FoldedConv2d(block.conv3, block.bn3, relu=True, dtype=dtype)
+        self.unfolded2 = Unfolded(block.conv2, block.bn2, dtype, torch.channels_last)
+        self.unfolded3 = Unfolded(block.conv3, block.bn3, dtype, torch.contiguous_format)
+        self.downsample: FoldedConv2d | None = None
+        self.projection: Unfolded | None = None
+        if block.downsample is not None:
+            conv, norm = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", tuple(block.downsample))
+            self.downsample = FoldedConv2d(conv, norm, relu=False, dtype=dtype)
+            self.projection = Unfolded(conv, norm, dtype, torch.contiguous_format)
+        self._following = [] if following is None else [following]  # in a list: it is the next block's child
+
+    def ways(self, x: Tensor) -> dict[str, Prepare]:
+        """See the module."""
+        ends = {"product": self._product}
+        if self._chainable(x.dtype):
+            ends = {"chained": self._chained} | ends
+        middles: dict[str, Middle] = {"": self._convolved, ", bn2 folded": self._activated}
+        ways: dict[str, Prepare] = {
+            end + middle: partial(self._way, middles[middle], ends[end]) for middle in middles for end in ends
+        }
+        return _without_a_clock(ways | {"folded": lambda: self._folded})
+
+    def _choose(self, x: Tensor, residual: Tensor | None) -> Way:
+        """Parts that have chosen only to be measured are no part of the report: those that are needed choose again."""
+        way = super()._choose(x, residual)
+        for part in (self.conv2, self.conv3, self.downsample, *self._following):
+            if part is not None:
+                part.forget()
+        return way
+
+    def _chainable(self, dtype: torch.dtype) -> bool:
+        columns, inner = map(int, self.unfolded3.filters.shape[:2])
+        projected = 0 if self.projection is None else int(self.projection.filters.shape[1])
+        return any(
+            of.unfolded.stride == 1 and chainable(dtype, inner, columns, int(of.bias.numel()), projected)
+            for of in self._following
+        )
+
+    def _way(self, middle: Middle, end: Callable[[Tensor, Tensor | None, Tensor], Outputs]) -> Way:
+        return lambda y, shortcut: end(*middle(y), cast("Tensor", shortcut))
+
+    def _convolved(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return F.conv2d(y, self.unfolded2.filters, None, *self.conv2.geometry), self.unfolded2.line
+
+    def _activated(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.conv2.forward(y), None
+
+    def _projection(self) -> Constants | None:
+        return None if self.projection is None else self.projection.constants
+
+    def _product(self, x: Tensor, line: Tensor | None, shortcut: Tensor) -> Outputs:
+        return self._then(block_product(x, self.unfolded3.constants, line, shortcut, self._projection()))
+
+    def _chained(self, x: Tensor, line: Tensor | None, shortcut: Tensor) -> Outputs:
+        (following,) = self._following
+        constants = following.unfolded.constants
+        return block_chained(x, self.unfolded3.constants, line, shortcut, self._projection(), constants)
+
+    def _folded(self, y: Tensor, shortcut: Tensor | None) -> Outputs:
+        residual = shortcut if self.downsample is None else self.downsample.forward(cast("Tensor", shortcut))
+        return self._then(self.conv3.forward(self.conv2.forward(y), residual))
+
+    def _then(self, out: Tensor) -> Outputs:
+        """What is measured beside a chain has to do as much."""
+        return out, self._following[0].forward(out) if self._chainable(out.dtype) else None
+
+
+def _without_a_clock(ways: dict[str, Prepare]) -> dict[str, Prepare]:
+    """In the interpreter the first way alone, whose kernels are to be checked: it says nothing of their speed."""
+    return dict([next(iter(ways.items()))]) if INTERPRETED else ways
+
+
+class ProductBottleneck(nn.Module):
+    """A bottleneck block, and its own first convolution and the next block's."""
+
+    def __init__(self, block: Bottleneck, own: FirstConv2d, following: FirstConv2d | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv1 = own
+        self.end = BlockEnd(block, following, dtype)
+
+    def forward(self, x: Tensor, y: Tensor | None) -> Outputs:
+        """x [N, C, H, W], and y1 if the block before has made it; both may be written over."""
+        outputs: Outputs = self.end.forward(self.conv1.forward(x) if y is None else y, x)
+        return outputs
+
+
+class ProductResNet(nn.Module):
+    """The whole network."""
+
+    def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
+        self.maxpool = FoldedMaxPool2d()
+        stages = [cast("list[Bottleneck]", list(stage)) for stage in _stages(model)]
+        firsts = [FirstConv2d(block.conv1, block.bn1, dtype=dtype) for stage in stages for block in stage]
+        followed = iter(zip(firsts, [*firsts[1:], None], strict=True))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.ModuleList(ProductBottleneck(block, *next(followed), dtype) for block in stage) for stage in stages
+        )
+        self.fc = FoldedLinear(model.fc, dtype=dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
+        require_runnable(images.device)
+        x = self.maxpool(self.conv1(images.to(self.dtype)))
+        y: Tensor | None = None
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x, y = block(x, y)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def _stages(model: ResNet) -> tuple[nn.Sequential, ...]:
+    return model.layer1, model.layer2, model.layer3, model.layer4
+
+
+def fold_into_products(model: ResNet, dtype: torch.dtype) -> nn.Module:
+    """A folded copy of `model` for inference in `dtype` inside a CUDA graph, on the same device.
+
+    Of a network of basic blocks, which has no 1x1 convolutions but projections, what `fold` makes.
+    """
+    network: nn.Module
+    if isinstance(model.layer1[0], Bottleneck):
+        network = ProductResNet(model, dtype).to(model.fc.weight.device).eval()
+    else:
+        network = fold(model, dtype)
+    for module in network.modules():
+        if isinstance(module, Fastest):
+            module.captured = True
+    return network

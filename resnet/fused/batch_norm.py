@@ -1,0 +1,143 @@
+"""`nn.BatchNorm2d` with what follows it in a residual network, in one operation of `kernels`."""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from kernels.batch_norm.statistics import update_running_statistics
+from kernels.batch_norm.act import bn_act
+from kernels.batch_norm.act_conv import bn_act_conv
+from kernels.batch_norm.pool import bn_pool
+from kernels.kernel import Norm
+
+Activation = Literal["relu", "none"]
+
+
+class FusedBatchNormAct2d(nn.BatchNorm2d):
+    """BatchNorm, then an optional second operand added, then an activation; the state_dict of `nn.BatchNorm2d`.
+
+    Arguments, buffers, modes and errors are those of `nn.BatchNorm2d`, and it can be differentiated once.
+    """
+
+    activation: Activation = "relu"
+    rebuild: bool = False  # see `into`
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.activation = activation
+
+    def forward(self, x: Tensor, z: Tensor | None = None, z_norm: "FusedBatchNormAct2d | None" = None) -> Tensor:
+        """act(bn(x)), act(bn(x) + z) or act(bn(x) + z_norm(z)), like x.
+
+        Args:
+            x: [N, C, H, W], fp16, bf16, fp32 or fp64.
+            z: like x, the shortcut of a residual block.
+            z_norm: the BatchNorm of a projected shortcut; its own activation is not looked at.
+
+        Raises:
+            ValueError: as `nn.BatchNorm2d` does, e.g. for one value a channel in training.
+            RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+        """
+        batch = self.normalises_by_batch()
+        if z is not None and z_norm is not None and z_norm.normalises_by_batch() != batch:
+            z, z_norm = z_norm._alone(z), None
+        norm = None if z_norm is None else z_norm.norm()
+        y, statistics = bn_act(x, self.norm(), z, norm, training=batch, relu=self.activation == "relu")
+        self.track(values(x), statistics[:2])
+        if z is not None and z_norm is not None:
+            z_norm.track(values(z), statistics[2:])
+        return y
+
+    def pool(self, x: Tensor) -> Tensor:
+        """max_pool2d(relu(bn(x)), 3, stride=2, padding=1): [N, C, H, W] -> [N, C, ceil(H / 2), ceil(W / 2)]."""
+        y, statistics = bn_pool(x, self.norm(), training=self.normalises_by_batch())
+        self.track(values(x), statistics)
+        return y
+
+    def into(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """conv(act(bn(x))).
+
+        With `rebuild`, what the convolution takes is not kept for the backward pass but made again there from x: two
+        more touches of it for one tensor less in memory. It is kept all the same where the convolution is not a plain
+        one (bias, other padding than by zeros, hooks), or casts its input.
+        """
+        rebuilt = self.rebuild and torch.is_grad_enabled() and self.activation == "relu" and x.numel() > 0
+        if not (rebuilt and is_plain(conv)):
+            return cast("Tensor", conv(self(x)))
+        weight = conv.weight
+        if autocasts(x):
+            weight = weight.to(torch.get_autocast_dtype(x.device.type))
+        if weight.dtype != x.dtype:
+            return cast("Tensor", conv(self(x)))
+        out, statistics = bn_act_conv(x, self.norm(), conv, weight, training=self.normalises_by_batch())
+        self.track(values(x), statistics)
+        return out
+
+    def extra_repr(self) -> str:
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, activation={self.activation}"
+
+    def _alone(self, x: Tensor) -> Tensor:
+        """bn(x)."""
+        y, statistics = bn_act(x, self.norm(), training=self.normalises_by_batch(), relu=False)
+        self.track(values(x), statistics)
+        return y
+
+    def norm(self) -> Norm:
+        """As kernels take it."""
+        return Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def normalises_by_batch(self) -> bool:
+        """Whether by the statistics of the batch, else by the running ones."""
+        return self.training or self.running_mean is None
+
+    def track(self, count: int, statistics: Tensor) -> None:
+        """Update the running statistics, where `nn.BatchNorm2d` does, by those of a batch of `count` values a channel.
+
+        Args:
+            count: N * H * W.
+            statistics: [2, C], mean and biased variance; not looked at for an empty batch.
+        """
+        if not (self.training and self.track_running_stats):
+            return
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if mean is None or var is None or batches is None:
+            return
+        if count == 0:
+            batches.add_(1)
+            return
+        update_running_statistics(mean, var, batches, statistics.detach(), self.momentum, count)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x is, and casts x: it leaves fp64 as it is.
+
+    torch has none for tensors without data, and refuses the question.
+    """
+    return x.device.type != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def values(x: Tensor) -> int:
+    """Of a channel of x [N, C, H, W]."""
+    return x.numel() // x.shape[1]
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a convolution does nothing but convolve, with padding by a number of zeros."""
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return type(conv) is nn.Conv2d and conv.bias is None and zeros and not has_hooks(conv)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is to be called when the module is."""
+    return any(getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre"))

@@ -1,0 +1,132 @@
+"""Residual networks with fused BatchNorm, and back: the same parameters, the same state_dict.
+
+Known are the blocks and networks of `resnet.models.resnet` and of torchvision (ResNet, ResNeXt and Wide ResNet are one class
+there): they have the same children. A fused module is the plain one with another class, so that parameters, buffers,
+names and hooks stay where they are.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+from torch import nn
+
+from resnet.fused.batch_norm import FusedBatchNormAct2d, has_hooks
+from resnet.fused.blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
+from resnet.fused.gram import GramBottleneck, obstacle
+
+FUSED: dict[str, type[nn.Module]] = {
+    f"{package}.{name}": fused
+    for package in ("resnet.models.resnet", "torchvision.models.resnet")
+    for name, fused in (("BasicBlock", FusedBasicBlock), ("Bottleneck", FusedBottleneck), ("ResNet", FusedResNet))
+}
+_FUSED_TYPES = tuple(set(FUSED.values()))
+_PLAIN_TYPE = "_plain_type"  # attribute of a fused module
+
+
+def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.Module:
+    """The same network with fused blocks: a new tree of modules over the same parameters and buffers.
+
+    A module with anything that fusing would pass over (another normalisation, hooks on a ReLU, another pooling) stays
+    plain, and a warning names it and the reason.
+
+    Args:
+        model: a ResNet of ours or of torchvision, or any module that holds their blocks. It is left as it is.
+        rebuild: keep no outputs inside blocks for the backward pass, see `FusedBatchNormAct2d.into`.
+        gram: make each bottleneck one node that never writes its widest tensors, see `kernels.bottleneck.forward`. Those that
+            cannot be are fused layer by layer, and named in the warning.
+    """
+    twin = _twin(model)
+    left, layer_by_layer = [], []
+    for name, module in twin.named_modules():
+        fused = FUSED.get(f"{type(module).__module__}.{type(module).__qualname__}")
+        if fused is None:
+            continue
+        reason = _obstacle(module, fused)
+        if reason:
+            left.append(f"{name or type(module).__name__} ({reason})")
+        else:
+            _become(module, fused, rebuild=rebuild)
+            if gram and fused is FusedBottleneck:
+                why = obstacle(module)
+                if why:
+                    layer_by_layer.append(f"{name or type(module).__name__} ({why})")
+                else:
+                    module.__class__, module.__dict__["rebuild"] = GramBottleneck, rebuild
+    if not any(isinstance(module, _FUSED_TYPES) for module in twin.modules()):
+        left.append(f"{type(model).__name__} (none of its modules is a block that fuse knows)")
+    if left:
+        warnings.warn(f"not fused: {', '.join(left)}", stacklevel=2)
+    if layer_by_layer:
+        warnings.warn(f"fused layer by layer: {', '.join(layer_by_layer)}", stacklevel=2)
+    return twin
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """The plain network again, over the same parameters and buffers."""
+    twin = _twin(model)
+    for module in twin.modules():
+        plain = module.__dict__.pop(_PLAIN_TYPE, None)
+        if plain is not None:
+            module.__class__ = plain
+            for name in ("activation", "rebuild"):
+                module.__dict__.pop(name, None)
+    return twin
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares parameters and buffers."""
+    shared = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _become(module: nn.Module, fused: type[nn.Module], *, rebuild: bool) -> None:
+    module.__dict__[_PLAIN_TYPE] = type(module)
+    module.__class__ = fused
+    for norm, activation in _norms(module):
+        norm.__dict__ |= {_PLAIN_TYPE: type(norm), "activation": activation, "rebuild": rebuild}
+        norm.__class__ = FusedBatchNormAct2d
+
+
+def _norms(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The BatchNorms that a fused module calls itself, and what follows each."""
+    for name, child in module.named_children():
+        if name.startswith("bn"):
+            yield child, "relu"
+        elif name == "downsample" and isinstance(child, nn.Sequential):
+            yield child[1], "none"
+
+
+def _obstacle(module: nn.Module, fused: type[nn.Module]) -> str:
+    """Why a module cannot be fused, empty if it can."""
+    downsample = getattr(module, "downsample", None)
+    if downsample is not None and not _is_projection(downsample):
+        return "its shortcut is not a convolution and a BatchNorm"
+    for norm, _ in _norms(module):
+        if type(norm) is not nn.BatchNorm2d:
+            return f"its normalisation is {type(norm).__name__}"
+    if type(module.relu) is not nn.ReLU:
+        return f"its activation is {type(module.relu).__name__}"
+    if fused is FusedResNet and not _is_plain_pooling(module.maxpool):
+        return "its pooling is not 3x3 with stride 2 and padding 1"
+    passed_over = [child for name, child in module.named_modules() if name.split(".")[0] in _PASSED_OVER]
+    if any(has_hooks(child) for child in [*passed_over, *(norm for norm, _ in _norms(module))]):
+        return "it has hooks on modules that would not be called"
+    return ""
+
+
+_PASSED_OVER = ("relu", "maxpool", "downsample")
+
+
+def _is_projection(shortcut: nn.Module) -> bool:
+    plain = isinstance(shortcut, nn.Sequential)
+    return plain and [type(part) for part in shortcut.children()] == [nn.Conv2d, nn.BatchNorm2d]
+
+
+def _is_plain_pooling(pool: object) -> bool:
+    """Whether it is the pooling of He et al. (2015), table 1."""
+    if type(pool) is not nn.MaxPool2d:
+        return False
+    wanted = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1}
+    square = all(getattr(pool, name) in (value, (value, value)) for name, value in wanted.items())
+    return square and not pool.ceil_mode and not pool.return_indices

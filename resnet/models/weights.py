@@ -1,0 +1,130 @@
+"""Trained weights for the reference model: torchvision's published ones by name, or a local state_dict file."""
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum, get_model_weights
+
+from resnet.models.table import DEPTHS
+from resnet.models.resnet import ResNet
+
+SOCKET_TIMEOUT_S = 20.0  # of one connect or read: a firewall that drops packets would hang for minutes
+NAMED = 3  # how many offending keys an error names
+
+
+def load_weights(model: ResNet, source: str | os.PathLike[str]) -> None:
+    """Fill every parameter and buffer of `model`, in place, from published weights or from a file.
+
+    Args:
+        model: of the depth, classes and input channels that the weights were trained with; unchanged on error. Its
+            dtype and device stay; values are converted.
+        source: the name of published torchvision weights of this depth (`IMAGENET1K_V1`, `DEFAULT`, ...), downloaded
+            once into torch.hub's cache; else the path of a state_dict written by `torch.save`, loaded with
+            `weights_only=True`, so that nothing in it is executed.
+
+    Raises:
+        ValueError: no such name or file, no network, a file that is not a state_dict, or one that does not fit the
+            model (keys and shapes are compared strictly).
+    """
+    published = get_model_weights(model.name).__members__
+    weights = published.get(source) if isinstance(source, str) else None  # a Path is always a file
+    path = Path(source) if weights is None else _download(model, weights)
+    try:
+        state = _read(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read weights from {path} ({error.strerror or error}): give the path of a state_dict file, or the "
+            f"name of published weights of {model.name}: {', '.join(published)}"
+        ) from None
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith(".num_batches_tracked")}
+    if state.keys().isdisjoint(counters):
+        state = {**counters, **state}  # written before PyTorch 0.4.1 introduced them; nothing here reads them
+    if differences := _differences(model.state_dict(), state):
+        raise ValueError(f"the weights in {path} do not fit this {model.name}: {'; '.join(differences)}")
+    model.load_state_dict(state, strict=True)
+
+
+def _download(model: ResNet, weights: WeightsEnum) -> Path:
+    """Path of the published file in torch.hub's cache, shared with torchvision, after a download if need be."""
+    if model.version == "v1" and DEPTHS[model.name].block == "bottleneck":
+        raise ValueError(
+            f"torchvision's {weights.name} of {model.name} was trained with the stride in the 3x3 convolution: "
+            "use version v1.5, or pass the path of weights trained as v1"
+        )
+    url: str = weights.url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _socket_timeout():
+            # The file name ends in the first digits of its SHA-256: resnet50-11ad3fa6.pth
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash does not match
+        raise ValueError(
+            f"could not download {weights.name} of {model.name} ({error}). Without a network: download {url} on "
+            f"another machine, then put it at {path}, or pass its path instead of the name {weights.name}"
+        ) from None
+    return path
+
+
+@contextmanager
+def _socket_timeout() -> Iterator[None]:
+    """torch.hub offers no time-out, so the process-wide default is lent one."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SOCKET_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file, on CPU; mapped rather than read where the format allows (not before PyTorch 1.6)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign formats, which the errors below are about
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - foreign bytes take an unpickler anywhere
+        raise ValueError(
+            f"{path} is not a file of weights ({type(error).__name__}): it is damaged, in another format, or holds "
+            "Python objects, which could run code and are never loaded. Write one with "
+            "torch.save(model.state_dict(), path)"
+        ) from None
+    if isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        return content
+    found = f"a dict of {_some(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise ValueError(
+        f"{path} holds {found}, not a state_dict (names of parameters and buffers -> tensors). Write one with "
+        "torch.save(model.state_dict(), path)"
+    )
+
+
+def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """What keeps `found` from fitting, one phrase a kind; empty where it fits."""
+    shapes = [
+        f"{key} is {tuple(found[key].shape)} where the model has {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    kinds = {
+        "missing keys": [key for key in expected if key not in found],
+        "unexpected keys": [key for key in found if key not in expected],
+        "wrong shapes": shapes,
+    }
+    return [f"{len(items)} {kind}: {_some(items)}" for kind, items in kinds.items() if items]
+
+
+def _some(items: list[str]) -> str:
+    rest = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(map(str, items[:NAMED])) + rest

@@ -1,0 +1,363 @@
+"""The audit: what it compiles, what it finds in kernels that are planted for it, and the command."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.support import planted_kernels
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.support.processes import PATIENCE_S
+
+from bench.audit import worker as bench_audit
+from bench.audit import command as audit_command
+from bench.workers import parent
+from bench.audit.worker import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, examine
+from bench.cli import main
+from bench.workers.errors import WorkerCrashedError
+from kernels.audit.audit import FORMS, Subject, Use, Work, subjects
+from kernels.audit.compilation import DTYPES, Compilation, Figures, occupancy, of_call
+from kernels.launch.runtime import ARCHITECTURES, Call
+from tests.support.repository import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+STAGE = (256, 64, 56, 56)
+BLOCK = (256, 256, 56, 56)
+STEM = (256, 64, 112, 112)
+
+
+# --- what is compiled -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_offers_what_there_is() -> None:
+    assert audit_command.FORMS == FORMS
+    assert tuple(DTYPES) == audit_command.DTYPES
+    assert (*audit_command.ARCHS, "interpreter") == tuple(ARCHITECTURES)
+
+
+def test_default_shapes_are_those_of_the_networks() -> None:
+    def shapes(*sizes: tuple[int, int]) -> set[tuple[int, int, int, int]]:
+        return {(256, channels, size, size) for channels, size in sizes} | set(ODD_SHAPES)
+
+    basic = ((64, 56), (128, 28), (256, 14), (512, 7))  # of resnet18 the inner and the last ones of each block
+    inner = ((128, 56), (256, 28), (512, 14))  # of resnet50 besides, before the stride
+    last = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+    found = {form: set(at) for form, at in default_shapes().items()}
+    blocks = {
+        "bottleneck": {(256, channels, size, size) for channels, size in last},
+        "bottleneck+projection": {STAGE},
+        "bottleneck+downsampling": {(256, channels, size, size) for channels, size in last[:-1]},
+    }
+    assert found == {form: at | set(ODD_BLOCK_SHAPES) for form, at in blocks.items()} | {
+        "stem": shapes((64, 112)),
+        "bn+relu": shapes(*basic, *inner),
+        "bn+residual+relu": shapes(*basic, *last),
+        "dual": shapes(*basic[1:], *last),
+        "bn": shapes((64, 112), *basic, *inner, *last),
+        "running statistics": shapes((64, 112), *basic, *inner, *last),
+    }
+
+
+def test_a_block_is_compiled_only_at_shapes_that_have_channels_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def noted(wanted: dict[str, object], *_: object, **__: object) -> list[object]:
+        asked.append(wanted)
+        return []
+
+    monkeypatch.setattr(bench_audit, "audit", noted)
+    few, many = (8, 2, 5, 5), (8, 4, 5, 5)
+    examine(["sm_90"], ["bf16"], ["bn", "bottleneck", "running statistics"], [few, many])
+    assert asked == [{"bn": [few, many], "bottleneck": [many], "running statistics": [few, many]}]
+
+
+def test_specialisation_is_that_of_the_jit() -> None:
+    names = ["x_ptr", "absent_ptr", "many", "one", "few", "far", "true", "share", "EPS", "BLOCK"]
+    kernel = SimpleNamespace(arg_names=names, __module__="kernels.made_up", __name__="_made_up")
+    arguments = (torch.empty(4, dtype=torch.bfloat16), None, 64, 1, 63, 2**31, True, 0.5)
+    call = Call(kernel=kernel, grid=(1,), arguments=arguments, options={"EPS": 1e-5, "BLOCK": 16, "num_warps": 8})
+    staged = replace(call, options=call.options | {"num_stages": 3})
+    assert of_call(staged, "sm_90") == replace(of_call(call, "sm_90"), num_stages=3)
+    assert of_call(call, "sm_90") == Compilation(
+        kernel="kernels.made_up:_made_up",
+        arch="sm_90",
+        signature=(
+            ("x_ptr", "*bf16"), ("absent_ptr", "constexpr"), ("many", "i32"), ("one", "constexpr"), ("few", "i32"),
+            ("far", "i64"), ("true", "i1"), ("share", "fp32"), ("EPS", "constexpr"), ("BLOCK", "constexpr"),
+        ),
+        constants=(("absent_ptr", None), ("one", 1), ("EPS", 1e-5), ("BLOCK", 16)),
+        divisible=("x_ptr", "many", "far"),
+        num_warps=8,
+        num_stages=None,
+    )  # fmt: skip
+
+
+def asked(form: str, *shapes: tuple[int, int, int, int], dtype: str = "bf16") -> dict[Subject, list[Use]]:
+    return subjects(Work(form=form, shapes=shapes, arch="sm_90", dtype=dtype))
+
+
+def test_equal_launches_are_compiled_once() -> None:
+    alone, both = asked("bn", STAGE), asked("bn", STAGE, (512, *STAGE[1:]))
+    assert alone.keys() <= both.keys()
+    statistics = [(subject, uses) for subject, uses in both.items() if subject.kernel == "_partial_statistics"]
+    assert [subject.layout for subject, _ in statistics] == ["channels_last", "NCHW, 16"]
+    assert [[(use.mode, use.shape[0]) for use in uses] for _, uses in statistics] == [
+        [("training", 256), ("training", 512)]
+    ] * 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_block_is_compiled_in_one_layout_and_fp32_also_in_tf32(dtype: str) -> None:
+    found = asked("bottleneck", (256, 256, 56, 56), dtype=dtype)
+    assert {(one.layout, one.dtype) for one in found} == {("channels_last", dtype)}
+    assert all(len(uses) == 1 for one, uses in found.items() if one.kernel in ("_conv_statistics", "_gram"))
+    of_products = {one.kernel: set[object]() for one in found if "PRECISION" in dict(one.compilation.constants)}
+    for one in found:
+        if one.kernel in of_products:
+            of_products[one.kernel].add(dict(one.compilation.constants)["PRECISION"])
+    rows = {"_conv_statistics", "_gram", "_block_end", "_filter_gradient", "_inner_gradient", "_input_gradient"}
+    assert of_products.keys() == rows | {"_varied", "_inner_filters"}
+    assert all(of_products[kernel] == ({"ieee"} if dtype == "bf16" else {"ieee", "tf32"}) for kernel in rows)
+    assert torch.get_float32_matmul_precision() == "highest", "put back"
+
+
+def test_a_block_in_evaluation_has_no_backward_pass() -> None:
+    found = asked("bottleneck+projection", STAGE)
+    evaluated = {one.kernel for one, uses in found.items() if any(use.mode == "evaluation" for use in uses)}
+    trained = {one.kernel for one, uses in found.items() if any(use.mode == "training" for use in uses)}
+    assert evaluated == {"_block_end"}
+    assert {"_block_end", "_conv_statistics", "_gram", "_inner_gradient", "_input_gradient", "_reduce"} <= trained
+
+
+@pytest.mark.parametrize(("form", "shape", "dtype", "layout", "kernel", "activations", "wide"), [
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), True),
+    ("bottleneck", BLOCK, "fp32", "channels_last", "_input_gradient", ("dx_ptr", "dy_ptr", "skip_ptr"), True),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_inner_gradient", ("dx_ptr", "dy_ptr", "x_ptr"), True),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_varied", (), False),
+    ("bottleneck", BLOCK, "bf16", "channels_last", "_parameter_gradients", (), False),
+    ("bottleneck", (256, 60, 7, 7), "fp32", "channels_last", "_conv_statistics", ("out_ptr", "x_ptr"), False),
+    ("bn", STAGE, "bf16", "channels_last", "_apply", ("y_ptr", "x_ptr"), True),
+    ("dual", STAGE, "bf16", "NCHW, 16", "_gradient", ("dx_ptr", "dz_ptr", "dy_ptr", "x_ptr", "z_ptr"), True),
+    ("dual", (256, 512, 7, 7), "bf16", "NCHW", "_gradient", ("dx_ptr", "dz_ptr", "dy_ptr", "x_ptr", "z_ptr"), False),
+    ("bn", (256, 63, 7, 7), "bf16", "channels_last", "_partial_statistics", ("x_ptr",), False),
+    ("bn", (256, 4, 7, 7), "fp32", "channels_last", "_partial_statistics", ("x_ptr",), True),
+    ("bn", (256, 4, 7, 7), "bf16", "channels_last", "_partial_statistics", ("x_ptr",), False),
+    ("stem", STEM, "bf16", "channels_last", "_pool", ("y_ptr", "x_ptr"), True),
+    ("stem", STEM, "bf16", "channels_last", "_gradient", ("dx_ptr", "x_ptr"), True),
+    ("stem", STEM, "bf16", "NCHW, 16", "_partial_statistics", ("x_ptr",), True),
+    ("stem", STEM, "bf16", "NCHW, 16", "_pool", ("y_ptr", "x_ptr"), False),
+    ("stem", STEM, "bf16", "NCHW, 16", "_gradient", ("dx_ptr", "x_ptr"), False),
+    ("running statistics", STAGE, "bf16", "", "_update_running", (), False),
+])  # fmt: skip
+def test_which_accesses_have_to_be_wide(
+    form: str, shape: tuple[int, int, int, int], dtype: str, layout: str, kernel: str, activations: tuple[str, ...],
+    wide: bool,
+) -> None:  # fmt: skip
+    found = [one for one in asked(form, shape, dtype=dtype) if (one.kernel, one.layout) == (kernel, layout)]
+    assert found
+    assert {(one.activations, one.wide) for one in found} == {(activations, activations if wide else ())}
+
+
+def test_a_product_is_wide_where_all_its_channels_allow_it() -> None:
+    """Of 48 channels outside, which the compiler knows to be a multiple of 16, 12 are inside, and 48 behind those."""
+    found = {one.kernel: one.wide for one in asked("bottleneck", (256, 48, 7, 7))}
+    assert found["_conv_statistics"] == ()
+    assert {one.wide for one in asked("bottleneck", (256, 64, 7, 7)) if one.kernel == "_conv_statistics"} == {
+        ("out_ptr", "x_ptr")
+    }
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+Verdict = tuple[dict[str, Any], list[str]]
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, Verdict]:
+    """Of the planted kernels, really compiled."""
+    found: dict[str, Verdict] = parent.call("tests.support.planted_kernels:verdicts", list(planted_kernels.PLANTED), "sm_80")
+    return found
+
+
+def test_nothing_is_wrong_with_a_good_kernel(verdicts: dict[str, Verdict]) -> None:
+    figures, faults = verdicts["good"]
+    assert faults == []
+    assert (figures["load_bits"], figures["store_bits"], figures["main_bits"]) == (128, 128, 128)
+    assert (figures["spill_bytes"], figures["stack_bytes"], figures["dynamic_shared_bytes"]) == (0, 0, 0)
+    assert 8 <= figures["registers"] <= 64
+    assert (figures["resident_warps"], figures["of_warps"], figures["limited_by"]) == (64, 64, "threads")
+
+
+def test_a_spill_is_a_fault(verdicts: dict[str, Verdict]) -> None:
+    figures, (fault,) = verdicts["spilling"]
+    assert figures["spill_bytes"] >= figures["stack_bytes"] > 0
+    assert fault.startswith(f"spills {figures['spill_bytes']} bytes of a thread's registers to local memory")
+    assert "smaller tile on sm_80 (TILES_ON in kernels/launch/passes.py, or kernels/products/tiles.py)" in fault
+
+
+@pytest.mark.parametrize("name", ["narrow", "narrow once"])
+def test_a_narrow_access_beside_wide_ones_is_a_fault(verdicts: dict[str, Verdict], name: str) -> None:
+    figures, (fault,) = verdicts[name]
+    assert (figures["load_bits"], figures["store_bits"], figures["main_bits"]) == (128, 128, 32)
+    assert fault.startswith("accesses z_ptr by 32 bits where 128 are possible: tell the compiler what is contiguous")
+
+
+def test_an_activation_without_access_is_a_fault(verdicts: dict[str, Verdict]) -> None:
+    figures, (fault,) = verdicts["forgetful"]
+    assert figures["main_bits"] == 0
+    assert fault.startswith("does not access z_ptr")
+
+
+def test_too_much_shared_memory_is_a_fault(verdicts: dict[str, Verdict]) -> None:
+    figures, faults = verdicts["greedy"]
+    needed, limit = figures["dynamic_shared_bytes"], ARCHITECTURES["sm_80"].shared_bytes
+    assert needed > limit
+    assert any(fault.startswith(f"needs {needed} bytes of shared memory, and a program may have {limit}: give its pass")
+               for fault in faults)  # fmt: skip
+    assert (figures["resident_warps"], figures["limited_by"]) == (0, "shared memory")
+
+
+def test_a_kernel_that_does_not_compile_is_a_fault(verdicts: dict[str, Verdict]) -> None:
+    figures, (fault,) = verdicts["broken"]
+    assert figures == {}
+    assert fault.startswith("does not compile: ")
+    assert "a planted mistake" in fault
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize(("arch", "registers", "num_warps", "shared_bytes", "warps", "limited_by"), [
+    # CUDA C++ Best Practices Guide, "Calculating Occupancy": 37 registers, 128 threads: 75 %; 320 threads: 63 %
+    ("sm_80", 37, 4, 0, 48, "registers"),
+    ("sm_80", 37, 10, 0, 40, "registers"),
+    ("sm_90", 32, 16, 0, 64, "threads"),
+    ("sm_90", 128, 16, 0, 16, "registers"),
+    ("sm_90", 255, 8, 0, 8, "registers"),
+    ("sm_90", 32, 1, 0, 32, "programs"),
+    ("sm_80", 32, 8, 163 * 1024, 8, "shared memory"),
+    ("sm_80", 32, 8, 81 * 1024, 16, "shared memory"),  # 164 KiB, of which each program has one reserved
+    ("sm_80", 32, 8, 81 * 1024 + 1, 8, "shared memory"),
+])  # fmt: skip
+def test_occupancy(
+    arch: str, registers: int, num_warps: int, shared_bytes: int, warps: int, limited_by: str
+) -> None:  # fmt: skip
+    compilation = Compilation(
+        kernel="", arch=arch, signature=(), constants=(), divisible=(), num_warps=num_warps, num_stages=None
+    )  # fmt: skip
+    figures = Figures(
+        registers=registers, spill_bytes=0, stack_bytes=0, static_shared_bytes=0, dynamic_shared_bytes=shared_bytes,
+        load_bits=0, store_bits=0, narrowest_bits={},
+    )  # fmt: skip
+    assert occupancy(compilation, figures) == (warps, 64, limited_by)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+ROW = {
+    "arch": "sm_90", "kernel": "_apply", "forms": ["bn", "bn+relu"], "modes": ["training"], "dtype": "bf16",
+    "layout": "channels_last", "shapes": ["256x64x56x56"], "wide": True, "block_rows": 256, "block_channels": 64,
+    "num_warps": 16, "registers": 70, "spill_bytes": 0, "stack_bytes": 0, "static_shared_bytes": 16,
+    "dynamic_shared_bytes": 4096, "load_bits": 128, "store_bits": 128, "main_bits": 128, "resident_warps": 16,
+    "of_warps": 64, "limited_by": "registers", "faults": [],
+}  # fmt: skip
+FAULT = "_apply of bn (bf16, channels_last, training, 256x64x56x56) on sm_90 spills 8 bytes"
+
+
+def test_the_table_shows_the_worst_of_each_form() -> None:
+    narrow = ROW | {"forms": ["bn"], "main_bits": 16, "wide": False, "registers": 90, "limited_by": "threads"}
+    worse = ROW | {"forms": ["bn"], "resident_warps": 8, "spill_bytes": 24, "faults": [FAULT]}
+    broken = {"arch": "sm_80", "kernel": "_pool", "forms": ["stem"], "faults": ["does not compile"]}
+    bn, relu, stem = audit_command.summary([ROW, narrow, worse, broken])
+    assert bn == {
+        "arch": "sm_90", "kernel": "_apply", "form": "bn", "faults": 1, "compiled": 3, "registers": 90, "spilled B": 24,
+        "stack B": 0, "shared B": 4112, "load bits": 128, "store bits": 128, "main bits": 128,
+        "occupancy": "8 of 64 warps (registers)",
+    }  # fmt: skip
+    assert (relu["form"], relu["compiled"], relu["registers"], relu["faults"]) == ("bn+relu", 1, 70, 0)
+    assert (stem["arch"], stem["kernel"], stem["compiled"], stem["faults"]) == ("sm_80", "_pool", None, 1)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-q",), ("--json",)])
+def test_a_fault_fails_the_command_by_name(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    monkeypatch.setattr(parent, "call", lambda *_, **__: [ROW, ROW | {"faults": [FAULT]}])
+    ended = CliRunner().invoke(main, ["audit", *arguments])
+    assert ended.exit_code == 1
+    assert ended.stderr == f"{FAULT}\n"
+    if "--json" in arguments:
+        told = json.loads(ended.stdout)
+        assert told == {"rows": [ROW, ROW | {"faults": [FAULT]}], "faults": [FAULT], "files": [], "exit_code": 1}
+    else:
+        assert ("2 compilations, 1 faults" in ended.stdout) == (not arguments)
+
+
+def test_a_dead_compiler_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise WorkerCrashedError("SIGKILL during 3/40")
+
+    monkeypatch.setattr(parent, "call", die)
+    ended = CliRunner().invoke(main, ["audit"])
+    assert (ended.exit_code, ended.stdout) == (3, "")
+    assert ended.stderr.startswith("Error: the audit has no answer: SIGKILL during 3/40; try fewer at a time")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--arch", "sm_91"), ("--arch sm_91", "sm_80, sm_90, sm_100")),
+    (("--dtypes", "bf16,fp64"), ("--dtypes fp64", "fp32, bf16, fp16")),
+    (("--forms", "relu"), ("--forms relu", "bn+relu")),
+    (("--shape", "64,56,56"), ("64,56,56", "N,C,H,W")),
+    (("--shape", "1,64,1,1"), ("1,64,1,1", "more than one value a channel")),
+    (("--csv", "missing/file.csv"), ("missing/file.csv", "name a file that can be written")),
+])  # fmt: skip
+def test_bad_usage_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(parent, "call")
+    ended = CliRunner().invoke(main, ["audit", *arguments])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    for word in words:
+        assert word in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
+    """A part of what the whole audit compiles."""
+    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", "bn,stem,bottleneck,running statistics")
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "audit",
+        *selection,
+        "--shape",
+        "256,64,56,56",
+        "--json",
+        "--csv",
+        "a.csv",
+    ]
+    ended = subprocess.run(  # noqa: S603
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    told = json.loads(ended.stdout)
+    rows = told["rows"]
+    assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)
+    assert {row["kernel"] for row in rows} == {
+        "_partial_statistics", "_apply", "_reduce", "_gradient", "_pool", "_update_running",
+        "_conv_statistics", "_prepare", "_gram", "_covariance", "_varied", "_filter_statistics", "_block_end",
+        "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
+    }  # fmt: skip
+    assert {row["layout"] for row in rows} == {"channels_last", "NCHW, 16", ""}
+    assert {mode for row in rows for mode in row["modes"]} == {"training", "evaluation"}
+    assert {row["main_bits"] for row in rows if row["wide"]} == {128}
+    assert all(0 < row["registers"] <= 255 and row["resident_warps"] > 0 for row in rows)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["kernel"] for row in written] == [row["kernel"] for row in rows]
+    assert [int(row["registers"]) for row in written] == [row["registers"] for row in rows]

@@ -1,0 +1,111 @@
+"""Conversions of Triton's interpreter, as `kernels.launch.interpreter` mends them, bit for bit those of torch."""
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from tests.support.gram_cases import dtypes
+from torch import Tensor
+
+from kernels.launch.runtime import INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED, reason="a device converts by itself"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity
+]
+
+BLOCK = 1024
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def copy(out_ptr, x_ptr, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + at, tl.load(x_ptr + at, mask=at < n).to(out_ptr.dtype.element_ty), mask=at < n)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply(out_ptr, a_ptr, b_ptr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803
+    side = tl.arange(0, SIDE)
+    at = side[:, None] * SIDE + side[None, :]
+    product = tl.load(out_ptr + at)
+    product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at), product, input_precision="ieee")
+    tl.store(out_ptr + at, product)
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    out = torch.empty_like(x, dtype=dtype)
+    copy[(triton.cdiv(x.numel(), BLOCK),)](out, x, x.numel(), BLOCK=BLOCK)
+    return out
+
+
+def fp32(bits: np.ndarray) -> Tensor:
+    return torch.from_numpy(bits.astype(np.uint32).view(np.float32).copy())
+
+
+def every_bf16() -> Tensor:
+    return torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+
+
+def assert_same(found: Tensor, wanted: Tensor) -> None:
+    """The same bits; a NaN is a NaN, whichever."""
+    assert torch.equal(found.isnan(), wanted.isnan())
+    numbers = ~wanted.isnan()
+    integer = torch.int16 if wanted.dtype == torch.bfloat16 else torch.int32
+    assert torch.equal(found.view(integer)[numbers], wanted.view(integer)[numbers])
+
+
+RANDOM = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint64)
+UPPER = np.arange(2**16, dtype=np.uint64) << np.uint64(16)  # every bf16
+PATTERNS = {
+    "random bits": RANDOM,
+    "halfway between two bf16": UPPER | np.uint64(0x8000),
+    "just above halfway": UPPER | np.uint64(0x8001),
+    "just below halfway": UPPER | np.uint64(0x7FFF),
+    "bf16 already": UPPER,
+    "subnormal": RANDOM & np.uint64(0x807FFFFF),
+    "infinite or NaN": RANDOM | np.uint64(0x7F800000),
+    "largest and smallest": np.array([0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0, 0x80000000, 1], np.uint64),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_to_bf16_rounds_to_nearest_even(name: str) -> None:
+    x = fp32(PATTERNS[name])
+    assert_same(converted(x, torch.bfloat16), x.to(torch.bfloat16))
+
+
+def test_to_bf16_rounds_half_of_all_halves_up() -> None:
+    """That the patterns above tell rounding from truncation, which the interpreter does by itself."""
+    x = fp32(PATTERNS["halfway between two bf16"])
+    truncated = fp32(UPPER).to(torch.bfloat16)
+    finite = x.isfinite()
+    assert (converted(x, torch.bfloat16) != truncated)[finite].float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_from_bf16_is_exact() -> None:
+    x = every_bf16()
+    assert_same(converted(x, torch.float32), x.float())
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1,), (3, 1, 2)])
+def test_any_shape(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    assert_same(converted(x, torch.bfloat16), x.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_other_conversions_are_as_they_were(dtype: torch.dtype) -> None:
+    x = torch.randn(1000)
+    assert torch.equal(converted(x, dtype), x.to(dtype))
+    assert torch.equal(converted(x.to(dtype), torch.float32), x.to(dtype).float())
+
+
+@dtypes
+def test_products_of_matrices_are_added_in_the_precision_of_the_sum(dtype: torch.dtype) -> None:
+    """As they are by itself the interpreter multiplies the bits of bf16 as integers."""
+    a, b = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    out = torch.ones(32, 32, dtype=sums)
+    multiply[(1,)](out, a, b, SIDE=32)
+    torch.testing.assert_close(out.double(), 1 + a.double() @ b.double(), rtol=0, atol=128 * torch.finfo(sums).eps)
