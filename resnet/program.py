@@ -2,23 +2,20 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from resnet.folded.fastest import choices
-from resnet.folded.layers import fold
+from resnet.folded.network import fold
 from resnet.folded.products import fold_into_products
 from resnet.fused.fuse import fuse
 from resnet.models.resnet import ResNet
 from resnet.paths import Path
+from resnet.precision import AUTOCAST_DTYPE, Mode, Precision, set_product_precision
 
-Mode = Literal["train", "infer"]
-Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]  # fp64: the reference of parity checks
-
-_AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CAPTURING = ("cuda",)  # devices that capture steps
 _GRAPH_WARMUP_STEPS = 3  # before capture, on a side stream: cuDNN search, lazy state of the optimizer
 
@@ -53,7 +50,7 @@ class Program:
         self.layout = layout
         self.model: nn.Module = model
         if path.fold:
-            self.model = (fold_into_products if path.products else fold)(model, _AUTOCAST_DTYPE.get(precision, dtype))
+            self.model = (fold_into_products if path.products else fold)(model, AUTOCAST_DTYPE.get(precision, dtype))
         elif path.fuse:
             self.model = fuse(model, rebuild=path.rebuild, gram=path.gram)
         self.network = self._compile()
@@ -138,7 +135,7 @@ class Program:
         return torch.compile(self.model, dynamic=False, options=options)  # type: ignore[return-value]
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
-        dtype = _AUTOCAST_DTYPE.get(self.precision)
+        dtype = AUTOCAST_DTYPE.get(self.precision)
         if dtype is None or self.path.fold:  # a folded network runs in its dtype throughout
             return nullcontext()
         # captured casts must not outlive the capture in autocast's cache
@@ -170,10 +167,3 @@ class _CapturedStep:
         self.labels.copy_(labels)
         self.graph.replay()
         return self.output
-
-
-def set_product_precision(precision: Precision) -> None:
-    """Let fp32 products run in TF32 if and only if the precision says so; let cuDNN search its algorithms."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True

@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import kernels.runtime  # noqa: F401 - before anything imports Triton
+import kernels.launch.runtime  # noqa: F401 - before anything imports Triton
 
 # isort: split
 from tests.support.bn_cases import many_runs, narrow_blocks, one_thread, without_dispatcher  # noqa: F401 - fixtures
+from tests.support.fake_runner import fake, here  # noqa: F401 - fixtures
 from tests.support.graphs_on_cpu import graphs_on_cpu  # noqa: F401 - a fixture
 from tests.support.left_out import (  # noqa: F401 - hooks
     pytest_deselected,

@@ -8,26 +8,35 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from bench.cli import main
-from bench.terminal.options import EXIT_CODES, Exit
-from bench.sweep.cases import preset_names
+from bench.sweep.presets import preset_names
+from bench.terminal.exits import EXIT_CODES, Exit
 from resnet.paths import PATHS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("tests", "bench", "resnet", "kernels")  # each may import those after it, and itself
 WORKER_ROOTS = ("torch", "torchvision", "triton")
+# The packages of bench from the top: each may import those of its own line and of the lines after it.
+LAYERS = (
+    ("bench.__main__", "bench.cli"),
+    ("bench.audit", "bench.compare", "bench.kernels", "bench.numerics", "bench.run", "bench.traffic"),
+    ("bench.measure", "bench.parity", "bench.report"),
+    ("bench.machine", "bench.sweep"),
+    ("bench.render", "bench.terminal"),
+    ("bench.record",),
+    ("bench.workers",),
+    ("bench", "bench.types", "bench.stats"),
+)
+MOST_LINES = 400  # of a file
+MOST_LOOSE = 5  # modules of bench that are in no package
 
-# Everything that a run's parent process loads, directly or not, starts at these.
-PARENT = (
-    "bench.cli", "bench.types", "bench.sweep.cases", "bench.run.runner", "bench.record.journal", "bench.record.metrics", "bench.stats",
-    "bench.workers.parent", "bench.run.watch", "bench.report.write", "bench.report.terminal", "bench.report.junit",
-    "bench.kernels.command", "bench.kernels.report.markdown", "bench.kernels.report.terminal", "bench.kernels.report.trials",
-    "bench.traffic.command", "bench.traffic.report", "bench.__main__", "resnet.paths", "resnet.models.table",
-)  # fmt: skip
+# What tells of failures has to work where a package is missing.
+STANDARD_LIBRARY_ALONE = ("bench.__main__", "bench.terminal.failure", "bench.terminal.streams", "bench.workers.errors")
 
 PATH_NAMES = (
     "eager", "channels_last", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graph",
@@ -87,7 +96,12 @@ OPTIONS = {
     "report": {"-q", "--quiet", "--json"},
     "list": {"--json"},
     "doctor": {"--json"},
-}
+    "numerics": {"--out", "--device", "-q", "--quiet", "--json"},
+    "agreement": {
+        "--model", "--mode", "--precision", "--batch-size", "--image-size", "--path", "--device", "--rounds",
+        "--seconds", "--out", "-q", "--quiet", "--json",
+    },
+}  # fmt: skip
 
 
 @cache
@@ -106,16 +120,22 @@ def name(file: Path) -> str:
 def imports(module: str, *, deferred: bool) -> frozenset[str]:
     """What a module imports when it is loaded; with `deferred` what its functions import as well."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if deferred else at_load(tree)
-    return frozenset(target for node in nodes for target in targets(node))
+    return frozenset(target for node in run(tree, deferred=deferred) for target in targets(node))
 
 
-def at_load(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when the module is loaded: not the bodies of functions."""
+def run(node: ast.AST, *, deferred: bool) -> Iterator[ast.AST]:
+    """The nodes that run when the module is loaded, not the bodies of functions; with `deferred` all that ever run."""
     yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        for child in ast.iter_child_nodes(node):
-            yield from at_load(child)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not deferred:
+        return
+    skipped = node.body if isinstance(node, ast.If) and for_the_type_checker(node) else []
+    for child in ast.iter_child_nodes(node):
+        if child not in skipped:
+            yield from run(child, deferred=deferred)
+
+
+def for_the_type_checker(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def targets(node: ast.AST) -> Iterator[str]:
@@ -134,6 +154,21 @@ def ours(module: str, *, deferred: bool = False) -> set[str]:
     return {target for target in imports(module, deferred=deferred) if target in modules()}
 
 
+def package(module: str) -> str:
+    """The package that a module is in; a module that lies beside packages stands for itself."""
+    parent = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
+    beside_packages = any(
+        other.startswith(f"{parent}.") and other.count(".") > parent.count(".") + 1 for other in modules()
+    )
+    return module if beside_packages else parent
+
+
+def layer(module: str) -> int:
+    """Which line of LAYERS a module of bench is in, counted from the top."""
+    ways = [".".join(module.split(".")[:length]) for length in range(module.count(".") + 1, 0, -1)]
+    return next(number for way in ways for number, names in enumerate(LAYERS) if way in names)
+
+
 def test_imports_run_downward() -> None:
     upward = [
         f"{module} imports {target}"
@@ -144,9 +179,43 @@ def test_imports_run_downward() -> None:
     assert upward == []
 
 
-def test_no_cycles() -> None:
+def test_imports_within_the_harness_run_downward() -> None:
+    upward = [
+        f"{module} imports {target}"
+        for module in modules()
+        for target in ours(module, deferred=True)
+        if module.startswith("bench") and target.startswith("bench") and layer(target) < layer(module)
+    ]
+    assert upward == []
+
+
+def test_no_cycles_of_files() -> None:
     graph = {module: ours(module, deferred=True) for module in modules()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_no_cycles_of_packages() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        inside = package(module)
+        graph.setdefault(inside, set()).update({package(target) for target in ours(module, deferred=True)} - {inside})
+    TopologicalSorter(graph).prepare()
+
+
+def test_files_are_short() -> None:
+    lines = {module: file.read_text(encoding="utf-8").count("\n") for module, file in modules().items()}
+    assert {module: number for module, number in lines.items() if number > MOST_LINES} == {}
+
+
+def test_few_modules_of_the_harness_are_in_no_package() -> None:
+    loose = [module for module, file in modules().items() if file.parent == ROOT / "bench"]
+    assert len(set(loose) - {"bench"}) <= MOST_LOOSE
+
+
+def test_every_package_has_its_mirror_in_the_tests() -> None:
+    packages = {file.parent for file in modules().values() if not file.is_relative_to(ROOT / "tests")}
+    mirrors = {ROOT / "tests" / folder.relative_to(ROOT) for folder in packages}
+    assert [str(folder) for folder in sorted(mirrors) if not list(folder.glob("test_*.py"))] == []
 
 
 def test_nothing_below_the_harness_knows_a_harness_library() -> None:
@@ -162,21 +231,65 @@ def test_nothing_below_the_harness_knows_a_harness_library() -> None:
     assert foreign == []
 
 
-@pytest.mark.parametrize("start", PARENT)
-def test_the_parent_imports_no_torch(start: str) -> None:
-    """Transitively, at load; the way to torch is named."""
-    ways: list[tuple[str, ...]] = [(start,)]
-    seen = {start}
+def test_the_parent_imports_no_torch() -> None:
+    """Nor does anything that the command line and a command reach, at load or later; the way to torch is named."""
+    starts = [module for module in modules() if module == "bench.cli" or module.endswith(".command")]
+    assert len(starts) >= len(main.commands) - 1, "run and parity share one"
+    ways: list[tuple[str, ...]] = [(start,) for start in starts if start.startswith("bench.")]
+    seen = set(starts)
     while ways:
         way = ways.pop()
-        heavy = [target for target in imports(way[-1], deferred=False) if target.split(".")[0] in WORKER_ROOTS]
+        heavy = [target for target in imports(way[-1], deferred=True) if target.split(".")[0] in WORKER_ROOTS]
         assert heavy == [], f"{' -> '.join(way)} imports {heavy}"
-        fresh = ours(way[-1]) - seen
+        fresh = ours(way[-1], deferred=True) - seen
         seen |= fresh
         ways += [(*way, module) for module in fresh]
+    assert {"bench.run.runner", "bench.report.write", "bench.workers.parent"} <= seen
 
 
-@pytest.mark.parametrize("statement", ["import bench.cli", "import bench.report.write, bench.record.metrics, bench.record.journal"])
+def entries() -> set[str]:
+    """Each function that the parent names: an attribute of what `remote` stands for, where that is imported."""
+    found = set()
+    for module in modules():
+        if module.split(".")[0] != "bench":
+            continue
+        tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+        remotes = {
+            str(node.targets[0].id): str(node.value.args[0].value)
+            for node in assigned
+            if isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Call)
+            and isinstance(node.value.func, ast.Name)
+            and node.value.func.id == "remote"
+            and isinstance(node.value.args[0], ast.Constant)
+        }
+        if "bench.run.remote.worker" in {
+            f"{node.module}.{name.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for name in node.names
+        }:
+            remotes["worker"] = "bench.run.worker"
+        found |= {
+            f"{remotes[node.value.id]}:{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in remotes
+        }
+    return found
+
+
+def test_every_entry_of_a_worker_is_a_function() -> None:
+    named = entries()
+    assert {"bench.run.worker:run_case", "bench.kernels.worker:serve_ops", "bench.machine.doctor:examine"} <= named
+    for entry in named:
+        module, _, function = entry.partition(":")
+        assert callable(getattr(import_module(module), function)), entry
+
+
+@pytest.mark.parametrize(
+    "statement", ["import bench.cli", "import bench.report.write, bench.record.metrics, bench.record.journal"]
+)
 def test_torch_is_not_loaded_in_the_parent(statement: str) -> None:
     """As above, through other people's packages as well."""
     code = f"{statement}, sys; print([name for name in {WORKER_ROOTS!r} if name in sys.modules])"
@@ -198,7 +311,7 @@ def test_names_that_people_rely_on() -> None:
 def test_commands_and_options() -> None:
     options = {
         command: {option for parameter in made.params for option in parameter.opts if option.startswith("-")}
-        - {"--batch-size"}  # a second spelling of --batch-sizes
+        - ({"--batch-size"} if command != "agreement" else set())  # a second spelling of --batch-sizes
         for command, made in main.commands.items()
     }
     assert options == OPTIONS
@@ -233,10 +346,10 @@ def test_one_test_command_everywhere() -> None:
 
 def test_what_tells_of_failures_needs_the_standard_library_alone() -> None:
     """It has to work where a package is missing."""
-    for module in ("bench.__main__", "bench.terminal.failure", "bench.terminal.streams", "bench.workers.errors"):
+    for module in STANDARD_LIBRARY_ALONE:
         others = {target.split(".")[0] for target in imports(module, deferred=False)} - sys.stdlib_module_names
         assert others <= {"bench"}
-        assert ours(module) <= {"bench", "bench.terminal.failure", "bench.terminal.streams", "bench.workers.errors"}
+        assert ours(module) <= {"bench", "bench.terminal", "bench.workers", *STANDARD_LIBRARY_ALONE}
 
 
 def test_the_package_ships_what_it_needs() -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from bench.workers.parent import announce
+from bench.audit.types import Row
 from bench.kernels.ops import PLAIN, fits, layers
+from bench.workers.child import announce
 from kernels.audit.audit import FORMS, RUNNING_STATISTICS, audit
 from kernels.bottleneck.forms import BLOCKS
 from kernels.kernel import Shape
@@ -16,9 +17,7 @@ ODD_SHAPES: tuple[Shape, ...] = ((BATCH_SIZE, 3, 7, 7), (BATCH_SIZE, 63, 1, 1))
 ODD_BLOCK_SHAPES: tuple[Shape, ...] = ((BATCH_SIZE, 74, 7, 7),)
 
 
-def examine(
-    archs: Sequence[str], dtypes: Sequence[str], forms: Sequence[str], shapes: Sequence[Shape]
-) -> list[dict[str, object]]:
+def examine(archs: Sequence[str], dtypes: Sequence[str], forms: Sequence[str], shapes: Sequence[Shape]) -> list[Row]:
     """The rows of `kernels.audit.audit.audit`; without shapes at those of `default_shapes`. Announces "done/all".
 
     A block at a shape that has too few channels for it is left out.

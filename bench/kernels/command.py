@@ -4,21 +4,28 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 from rich.text import Text
 
-from bench.workers import parent
 from bench.kernels import run as kernel_run
-from bench import listings
 from bench.kernels.report.watch import watching
-from bench.kernels.types import Dtype, KernelMode, KernelRun, Request, Shape, Trial
-from bench.terminal.options import OUTPUT_OPTIONS, Exit, duration, epilog, grouped, names, numbers, shape_option, writes_to
+from bench.kernels.types import Dtype, KernelMode, KernelRun, Request, Shape
+from bench.terminal import tables
+from bench.terminal.exits import Exit
+from bench.terminal.options import OUTPUT_OPTIONS, duration, epilog, grouped, names, numbers, shape_option, writes_to
 from bench.terminal.output import Output
-from bench.workers.places import TEMPORARY
 from bench.types import Device
+from bench.workers.entry import remote
+from bench.workers.parent import Terms
+from bench.workers.places import TEMPORARY
 from resnet.models.table import DEPTHS
+
+if TYPE_CHECKING:
+    from bench.kernels import search
+else:
+    search = remote("bench.kernels.search")
 
 SEARCH_TIMEOUT_S = 3600.0
 
@@ -46,10 +53,11 @@ _EXITS = {
 @click.option(
     "--forms",
     type=names,
-    help="Of bn, bn+relu, bn+residual+relu, dual, stem, bottleneck, bottleneck+projection, bottleneck+downsampling. "
+    help="Any of bn, bn+relu, bn+residual+relu, dual, stem, bottleneck, bottleneck+projection, "
+    "bottleneck+downsampling. "
     "[default: all]",
 )
-@click.option("--dtypes", type=names, default="bf16", show_default=True, help="Of fp32, bf16, fp16.")
+@click.option("--dtypes", type=names, default="bf16", show_default=True, help="Any of fp32, bf16, fp16.")
 @click.option(
     "--mode",
     type=click.Choice(get_args(KernelMode)),
@@ -137,13 +145,13 @@ def kernels(
 def _models(depths: tuple[int, ...]) -> tuple[str, ...]:
     models = tuple(f"resnet{depth}" for depth in depths)
     if unknown := [model for model in models if model not in DEPTHS]:
-        raise ValueError(f"unknown {', '.join(unknown)}: choose of {', '.join(DEPTHS)}, e.g. --depths 18,50")
+        raise ValueError(f"unknown {', '.join(unknown)}: choose from {', '.join(DEPTHS)}, e.g. --depths 18,50")
     return models
 
 
 def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
     if unknown := [name for name in wanted if name not in get_args(Dtype)]:
-        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose of {', '.join(get_args(Dtype))}")
+        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose from {', '.join(get_args(Dtype))}")
     return cast("tuple[Dtype, ...]", wanted)
 
 
@@ -168,7 +176,7 @@ def _ends(run: KernelRun) -> Exit:
 
 def _conclude(run: KernelRun, directory: Path, output: Output, ends: Exit) -> None:
     # pandas and matplotlib take about a second: not for --help to wait for
-    from bench.kernels.report import terminal, markdown  # noqa: PLC0415
+    from bench.kernels.report import markdown, terminal  # noqa: PLC0415
     from bench.kernels.report.rows import records  # noqa: PLC0415
 
     rows = records(run)
@@ -186,17 +194,15 @@ def _search(request: Request, output: Output, budget: float | None) -> None:
     from bench.kernels.report import trials  # noqa: PLC0415 - pandas, as above
 
     with watching(output.console()) as watch:
-        answer = parent.call(
-            "bench.kernels.search:search", request, budget, timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase
-        )
-    found: list[Trial] = kernel_run.accepted(answer)
+        terms = Terms(timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase)
+        found = terms.call(search.search, request, budget)
     pasted = trials.paste(found)
     if output.as_json:
         output.json({"trials": found, "tiles": pasted})
         return
     console = output.console()
     for launch, rows in trials.tables(found).items():
-        console.print(listings.table(rows, title=launch))
+        console.print(tables.table(rows, title=launch))
     for table, lines in pasted.items():
         console.print(f"for {table}:")
         for line in lines:

@@ -12,14 +12,15 @@ eager's as well. What is wrong in a formula shows in far more values.
 import torch
 from torch import Tensor
 
-from bench.kernels.ops import Function, directions, function_of, mapped, operands_of, oracle_of
+from bench.kernels.operands import Function, directions, function_of, mapped, operands_of, oracle_of
 from bench.kernels.types import Check, Op
-from bench.machine.ceilings import DTYPES
-from bench.parity.verdict import CEILING, relative_error
+from bench.parity.errors import relative_error
+from bench.parity.tolerances import CEILING
 from bench.types import Device, TensorError
 from kernels.bottleneck.forms import BlockOperands
 from kernels.kernel import Operands
 from kernels.launch.runtime import INTERPRETED
+from resnet.precision import DTYPES
 
 MULTIPLIER = 3.0  # another order of summation, or another point of rounding
 ROUNDINGS = {  # in units of eps, for tensors where eager is lucky

@@ -3,11 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bench.workers import parent
-from bench.workers.errors import WorkerError, WorkerTimeoutError, describe
 from bench.kernels.types import KernelRun, Op, Outcome, Request, Survey
+from bench.workers.entry import remote
+from bench.workers.errors import WorkerError, WorkerTimeoutError, describe
+from bench.workers.parent import Terms
+
+if TYPE_CHECKING:
+    from bench.kernels import worker
+else:
+    worker = remote("bench.kernels.worker")
 
 OP_TIMEOUT_S = 600.0  # parity, compilation and samples of one op
 SURVEY_TIMEOUT_S = 120.0
@@ -20,17 +26,7 @@ def survey(request: Request, on_phase: Callable[[str], None] = lambda _: None) -
         ValueError: the request cannot be met, and why.
         WorkerError: torch does not work here.
     """
-    found = parent.call("bench.kernels.worker:survey", request, timeout_s=SURVEY_TIMEOUT_S, on_phase=on_phase)
-    where: Survey = accepted(found)
-    return where
-
-
-def accepted(found: object) -> Any:  # noqa: ANN401 - whatever the worker returned
-    """What a worker returned. Text is a refusal: it is raised as ValueError."""
-    match found:
-        case str():
-            raise ValueError(found)
-    return found
+    return Terms(timeout_s=SURVEY_TIMEOUT_S, on_phase=on_phase).call(worker.survey, request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +63,15 @@ def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadlin
     Returns why no other worker should go on, or nothing.
     """
     pending = where.ops[len(outcomes) :]
-    with parent.started("bench.kernels.worker:serve_ops", where, pending) as worker:
-        worker.answer(OP_TIMEOUT_S)
+    with Terms().started(worker.serve_ops, where, pending) as one:
+        one.ready(OP_TIMEOUT_S)
         for op in pending:
             left_s = OP_TIMEOUT_S if deadline is None else deadline - monotonic()
             if left_s <= 0:
                 return "budget"
             observer.started(op)
             try:
-                outcome = worker.ask(min(left_s, OP_TIMEOUT_S))
+                outcome = one.ask(min(left_s, OP_TIMEOUT_S), Outcome)
             except WorkerTimeoutError as error:
                 if left_s < OP_TIMEOUT_S:
                     return "budget"

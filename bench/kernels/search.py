@@ -15,17 +15,18 @@ from typing import Any, Literal
 import torch
 from triton.errors import TritonError
 
-from bench.workers.errors import describe
-from bench.workers.parent import announce
-from bench.kernels.ops import Launched, filled, launches, ops
+from bench.kernels.operands import Launched, launches
+from bench.kernels.ops import filled, ops
 from bench.kernels.timing import cache_bytes, launch_calls, prepared, quiet_device, sets
 from bench.kernels.types import Op, Request, TileKey, Trial
 from bench.machine.ceilings import copy_rate
 from bench.measure.timing import CudaClock
+from bench.workers.child import announce
+from bench.workers.errors import describe
 from kernels.launch.passes import TILES, TILES_ON, Pass, Tile, tile_for
+from kernels.launch.runtime import architecture
 from kernels.products.cublas import CUBLAS
 from kernels.products.tiles import Product, ProductTile, choice_for, chosen_instead
-from kernels.launch.runtime import architecture
 
 SAMPLES = 15  # replays of a graph of many launches
 THREADS = 2048  # resident on a multiprocessor
@@ -66,14 +67,15 @@ class Question:
     concerned: Callable[[Launched], bool]  # whether it is a launch of what is asked for
 
 
-def search(request: Request, budget_s: float | None) -> list[Trial] | str:
-    """The answers to all questions; or, as text, why there can be no search."""
+def search(request: Request, budget_s: float | None) -> list[Trial]:
+    """The answers to all questions.
+
+    Raises:
+        ValueError: why there can be no search.
+    """
     if request.device == "cpu" or not torch.cuda.is_available():
-        return "--search times launches on a GPU, and torch finds no CUDA device here: see `resbench doctor`"
-    try:
-        wanted = ops(filled(request, "cuda"))
-    except ValueError as error:
-        return str(error)
+        raise ValueError("--search times launches on a GPU, and torch finds no CUDA device here: see `resbench doctor`")
+    wanted = ops(filled(request, "cuda"))
     with torch.inference_mode():
         copied = copy_rate("cuda")
     with quiet_device("cuda"):

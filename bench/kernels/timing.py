@@ -15,12 +15,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.kernels.ops import Function, Of, mapped
+from bench.kernels.operands import Function, Of, mapped
 from bench.kernels.types import Contender
 from bench.machine.ceilings import MIB
-from bench.measure.memory import freed_is_kept
+from bench.measure.malloc import freed_is_kept
 from bench.measure.timing import CLOCKS, Step
-from bench.run.against_eager import Turn, take
+from bench.measure.turns import Turn, take
 from bench.types import Device, Rounds, Settings
 from kernels.bottleneck.forms import BlockOperands
 from kernels.kernel import Operands

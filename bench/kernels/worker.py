@@ -8,16 +8,41 @@ from time import perf_counter
 import torch
 from triton.errors import TritonError
 
-from bench.machine import environment
-from bench.workers.errors import describe
-from bench.workers.parent import announce, serve
-from bench.kernels.ops import (Function, Launched, directions, filled, floor_bytes, function_of, launches, middle_convolution, operands_of, ops, oracle_of)
+from bench.kernels.operands import (
+    Function,
+    Launched,
+    directions,
+    floor_bytes,
+    function_of,
+    launches,
+    middle_convolution,
+    operands_of,
+    oracle_of,
+)
+from bench.kernels.ops import filled, ops
 from bench.kernels.parity import check
-from bench.kernels.timing import (Calls, Timed, backward_calls, by_turns, cache_bytes, compiled, copy_calls, forward_calls, launch_calls, prepared, quiet_device, rotated, sets)
+from bench.kernels.timing import (
+    Calls,
+    Timed,
+    backward_calls,
+    by_turns,
+    cache_bytes,
+    compiled,
+    copy_calls,
+    forward_calls,
+    launch_calls,
+    prepared,
+    quiet_device,
+    rotated,
+    sets,
+)
 from bench.kernels.types import Contender, Direction, Op, Outcome, Request, Row, Survey
+from bench.machine import environment
 from bench.machine.ceilings import measure_ceilings
 from bench.machine.requirements import INTERPRETED_REASON
 from bench.types import Device
+from bench.workers.child import announce, serve
+from bench.workers.errors import describe
 from kernels.launch.runtime import INTERPRETED, architecture
 
 SECONDS: dict[Device, float] = {"cuda": 0.3, "cpu": 0.5}  # of sampling, per row
@@ -27,17 +52,18 @@ Functions = Mapping[Contender, Function]
 Makers = Mapping[Contender, Callable[[], Calls]]
 
 
-def survey(request: Request) -> Survey | str:
-    """What is to be measured here; or, as text, why the request cannot be met."""
+def survey(request: Request) -> Survey:
+    """What is to be measured here.
+
+    Raises:
+        ValueError: why the request cannot be met.
+    """
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu" and not INTERPRETED:
-        return "on the CPU the kernels need Triton's interpreter: set TRITON_INTERPRET=1 in the environment"
-    try:
-        facts = environment.collect(device)
-        wanted = filled(request, device)
-        found = ops(wanted)
-    except ValueError as error:
-        return str(error)
+        raise ValueError("on the CPU the kernels need Triton's interpreter: set TRITON_INTERPRET=1 in the environment")
+    facts = environment.collect(device)
+    wanted = filled(request, device)
+    found = ops(wanted)
     announce("a large copy")
     multiplied = any(op.block for op in found) and not INTERPRETED
     return Survey(

@@ -1,28 +1,21 @@
-"""The least work of a case, and what this device was measured to reach: the two sides of a floor. Worker side."""
+"""What this device reaches: rates of a large copy and of large products, measured now. Worker side."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from time import perf_counter_ns
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.measure.memory import saved_storages
 from bench.machine.requirements import AMPERE, fp16_runs_on_cpu
-from bench.types import Ceilings, Cost, Device, Mode, Precision
-from resnet.models.resnet import build_model
-from resnet.program import set_product_precision
-
-WIDTH: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of an activation
-OPTIMIZER_BYTES = 6 * 4  # a parameter: fp32 gradient written and read, momentum and parameter read and written
-COUNTED_BATCH = 2  # BatchNorm cannot train on one value a channel; everything counted here is linear in the batch
+from bench.types import Ceilings, Device
+from resnet.precision import DTYPES, Precision, set_product_precision
 
 MIB = 2**20
 COPY_BYTES = {"cpu": 256 * MIB, "cuda": 2048 * MIB}
@@ -33,72 +26,12 @@ MATMUL_SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 CONVOLUTION_BATCHES = {"cpu": (4, 16, 64), "cuda": (64, 256, 1024)}
 CHANNELS, SIDE = 256, 14  # the 3x3 convolution of layer3
 
-Probe = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
-DTYPES: dict[Probe, torch.dtype] = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
 
 class Work(NamedTuple):
     """Something to time, and the FLOPs of one call."""
 
     call: Callable[[], Tensor]
     flops: int
-
-
-class _Count(NamedTuple):
-    """Of one image: FLOPs, and elements that pass between memory and the products. Of the model: elements."""
-
-    flops: int
-    inputs: int
-    outputs: int
-    input_gradients: int
-    weights: int
-    parameters: int
-
-
-def cost(model: str, mode: Mode, precision: Precision, batch_size: int, image_size: int) -> Cost:
-    """FLOPs and minimal bytes of one step.
-
-    FLOPs: the convolutions and the linear layer, two for each multiply-add, as torch.utils.flop_counter counts them;
-    training adds their gradients for weights and inputs (none for the images). They are those of the definition of a
-    convolution, so that Winograd's algorithm, which multiplies less, may go below a floor made of them. Pointwise
-    operators, BatchNorm, pooling, the loss and the optimizer are not counted: below 1 % of a step.
-
-    Bytes: every convolution and linear layer reads its input once and writes its output once, and reads its weights
-    once, all at the precision's width (fp32, tf32: 4 bytes; bf16, fp16: 2). Training adds for each: the gradient of its
-    output read once, its input read again for the gradient of the weights, the gradient of its input written (not for
-    the images); and for each parameter the optimizer's fp32 traffic: gradient written and read, momentum and parameter
-    read and written. Everything pointwise (BatchNorm, ReLU, residual add, pooling, loss) is taken as fused into the
-    products at no cost: the floor of every scheme that fuses pointwise operators. It does not assume that products are
-    chained in cache, so a step whose working set stays in the last-level cache can go below it.
-
-    The first call of a process imports torch's decompositions (about a second). A process that will be forked may call
-    it for `infer` to have them loaded, but not for `train`: a backward pass starts autograd's threads.
-
-    Raises:
-        ValueError: unknown model.
-    """
-    train = mode == "train"
-    count = _count(model, train, image_size)
-    width = WIDTH[precision]
-    per_image = count.inputs + count.outputs
-    if train:
-        per_image += count.outputs + count.inputs + count.input_gradients
-    optimizer = count.parameters * OPTIMIZER_BYTES if train else 0
-    return Cost(
-        flops=count.flops * batch_size,
-        bytes=width * (per_image * batch_size + count.weights) + optimizer,
-    )
-
-
-def activation_bytes(model: str, batch_size: int, image_size: int, width: int) -> int:
-    """Estimate of what autograd keeps for the backward pass of eager training, with `width` bytes an element."""
-    return _saved_elements(model, image_size) * batch_size // COUNTED_BATCH * width
 
 
 def measure_ceilings(device: Device, wanted: Iterable[str] | None = None) -> Ceilings:
@@ -144,7 +77,7 @@ def _flags_put_back() -> Iterator[None]:
         torch.backends.cudnn.benchmark = flags[2]
 
 
-def product_rate(precision: Probe, device: Device) -> float:
+def product_rate(precision: Precision, device: Device) -> float:
     """FLOP/s of the faster of the two products. Sets torch's precision flags."""
     set_product_precision(precision)
     dtype = DTYPES[precision]
@@ -209,52 +142,9 @@ def _call_seconds(call: Callable[[], object], device: Device, calls: int) -> lis
     return [start.elapsed_time(end) / 1e3 for start, end in pairwise(events)]
 
 
-def _precisions(device: Device) -> tuple[Probe, ...]:
+def _precisions(device: Device) -> tuple[Precision, ...]:
     if device == "cpu":
         return ("fp64", "fp32", "bf16", "fp16") if fp16_runs_on_cpu() else ("fp64", "fp32", "bf16")
     if torch.cuda.get_device_capability() < AMPERE:
         return ("fp64", "fp32", "fp16")
     return ("fp64", "fp32", "tf32", "bf16", "fp16")
-
-
-@lru_cache(maxsize=64)
-def _count(model: str, train: bool, image_size: int) -> _Count:
-    network, images = _on_meta(model, image_size)
-    network.train(train)
-    inputs = outputs = gradients = weights = 0
-
-    def add(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        nonlocal inputs, outputs, gradients, weights
-        inputs += arguments[0].numel()
-        outputs += output.numel()
-        gradients += arguments[0].numel() if arguments[0].requires_grad else 0
-        weights += sum(parameter.numel() for parameter in module.parameters())
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
-        logits = network(images)
-        if train:
-            logits.sum().backward()
-    return _Count(
-        flops=counter.get_total_flops() // COUNTED_BATCH,
-        inputs=inputs // COUNTED_BATCH,
-        outputs=outputs // COUNTED_BATCH,
-        input_gradients=gradients // COUNTED_BATCH,
-        weights=weights,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )
-
-
-@lru_cache(maxsize=64)
-def _saved_elements(model: str, image_size: int) -> int:
-    """Elements kept at COUNTED_BATCH; an index of a pooling counts as one."""
-    network, images = _on_meta(model, image_size)
-    kept = saved_storages(lambda: network(images), network)
-    return sum(saved.nbytes // saved.dtype.itemsize for saved in kept)
-
-
-def _on_meta(model: str, image_size: int) -> tuple[nn.Module, Tensor]:
-    with torch.device("meta"):
-        return build_model(model), torch.empty(COUNTED_BATCH, 3, image_size, image_size)

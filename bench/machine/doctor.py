@@ -1,14 +1,15 @@
 """What this machine can run and why not. Worker side: called through `bench.workers.parent`."""
 
-from dataclasses import asdict
 from itertools import product
 from typing import get_args
 
 import torch
 
-from bench.machine import kept_ceilings, environment, ceilings as limits
-from bench.record.provenance import told
+from bench.machine import ceilings as limits
+from bench.machine import environment, kept_ceilings
 from bench.machine.requirements import why_unsupported, why_untimed
+from bench.machine.types import Examined
+from bench.record.provenance import told
 from bench.types import Case, Ceilings, Device, Mode, Precision
 from resnet.paths import PATHS, Path
 
@@ -20,29 +21,24 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def examine() -> list[dict[str, object]]:
-    """For each device that this machine has: `device`, `facts`, `ceilings`, in words `reaches`, and `cells`.
-
-    The ceilings are measured now, and kept for later runs (`bench.machine.kept_ceilings`). A cell is a path, mode and precision with
-    `reason`: why it cannot run here, `untimed`: why it can only be checked, or `emulated`: why presets leave it out;
-    all empty where nothing is missing.
-    """
+def examine() -> list[Examined]:
+    """Each device that this machine has. Its ceilings are measured now, and kept for later runs (`kept_ceilings`)."""
     devices: list[Device] = ["cpu", "cuda"] if has_cuda() else ["cpu"]
     return [_examined(device) for device in devices]
 
 
-def _examined(device: Device) -> dict[str, object]:
+def _examined(device: Device) -> Examined:
     where = environment.collect(device)
     rates = limits.measure_ceilings(device)
     kept_ceilings.keep(where, rates)
     cells = product(PATHS, get_args(Mode), get_args(Precision))
-    return {
-        "device": device,
-        "facts": told(where),
-        "ceilings": asdict(rates),
-        "reaches": kept_ceilings.told(rates),
-        "cells": [_cell(device, rates, path, mode, precision) for path, mode, precision in cells],
-    }
+    return Examined(
+        device=device,
+        facts=told(where),
+        ceilings=rates,
+        reaches=kept_ceilings.told(rates),
+        cells=[_cell(device, rates, path, mode, precision) for path, mode, precision in cells],
+    )
 
 
 def _cell(device: Device, rates: Ceilings, path: Path, mode: Mode, precision: Precision) -> dict[str, str]:

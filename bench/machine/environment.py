@@ -19,8 +19,8 @@ from types import ModuleType
 import pynvml
 import torch
 
+from bench.machine.nvml import gpu_uuid, opened
 from bench.machine.revision import UNKNOWN, revision
-from bench.measure.telemetry import gpu_uuid, opened
 from bench.types import Device, Environment
 
 GIB = 2**30

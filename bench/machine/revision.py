@@ -16,7 +16,7 @@ UNKNOWN = "unknown"
 # What is measured and what measures, below the folder that holds the packages; git reads them as pathspecs.
 SOURCES = ("bench/**/*.py", "kernels/**/*.py", "kernels/**/*.cpp", "kernels/**/*.hpp", "resnet/**/*.py")
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _HASH_DIGITS = 12
 _DIGEST_DIGITS = 8  # of one file, where only its own versions are told apart
 _TIMEOUT_S = 60.0

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.types import Case, Settings
-from resnet.models.resnet import ResNet, build_model
+from resnet.models.build import build_model
+from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
-from resnet.program import Precision, Program
+from resnet.precision import Precision
+from resnet.program import Program
 
 _WEIGHT_SCALE = 0.25  # makes the variances that BatchNorm sees small, so that its eps is felt
 _SHIFT = 2.0  # |beta| / gamma inside a block
@@ -17,7 +19,7 @@ _CALIBRATION_SHAPE = (4, 3, 64, 64)
 
 
 def make_model(name: str, seed: int, weights: str = "") -> ResNet:
-    """A reference model in fp32 on the CPU: with `weights` (see `resnet.models.weights`), else in a telling random state.
+    """A model in fp32 on the CPU: with `weights` (see `resnet.models.weights`), else in a telling random state.
 
     Raises:
         ValueError: the weights cannot be loaded.
@@ -60,8 +62,8 @@ def _random_model(name: str, seed: int) -> ResNet:
     invisible. Here gamma and beta are random, and running statistics come from a forward pass, off by some percent, so
     that they differ from every batch's own. And it amplifies rounding: values near zero change sides of the ReLU, and
     gradients then measure coin flips. Here gamma is smaller at the end of a residual branch, as in trained networks,
-    and beta inside a block is two gammas away from zero, mostly above. tests/test_inputs.py shows what it does to the
-    error of eager's gradients.
+    and beta inside a block is two gammas away from zero, mostly above. tests/bench/measure/test_inputs.py shows what it
+    does to the error of eager's gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = partial(_uniform, generator=generator)

@@ -8,38 +8,27 @@ A replayed CUDA graph writes to a private pool that the allocator calls free bet
 temporaries of a captured step lie in that pool (`graph_pool_bytes`), all of which counts as allocated here.
 """
 
-import ctypes
 import gc
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bench.measure.telemetry import gpu_uuid, process_bytes
+from bench.machine.nvml import gpu_uuid, process_bytes
+from bench.measure.malloc import HAND_BACK, glibc, set_malloc
+from bench.measure.out_of_memory import is_out_of_memory
 from bench.types import Device, Memory
 
 STEPS = 3
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
-HAND_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_MMAP_THRESHOLD: 2**17}  # where glibc starts; set, they stay
 RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
-ALLOCATION_FAILURES = (  # where it is a plain RuntimeError: torch's CPU allocator, oneDNN, CUDA's driver and libraries
-    "out of memory",
-    "ALLOC_FAILED",
-    "unable to find an engine to execute",  # cuDNN, of which every engine wanted more workspace than there was
-    "can't allocate memory",
-    "not enough memory",
-    "could not create a memory",
-    "std::bad_alloc",
-)
 
 
 class Stepper(Protocol):
@@ -58,23 +47,6 @@ class SavedStorage(NamedTuple):
 
     dtype: torch.dtype
     nbytes: int
-
-
-@contextmanager
-def freed_is_kept(device: Device) -> Iterator[None]:
-    """Around a program that is timed: on CPU keep the memory that it frees, as CUDA's caching allocator does.
-
-    By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
-    or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
-    But memory that is kept is split and scattered, and steps take more of it: `measure` ends this, as does the exit.
-    """
-    if device == "cpu":
-        _set_malloc(KEEP)
-    try:
-        yield
-    finally:
-        if device == "cpu":
-            _set_malloc(HAND_BACK)
 
 
 def baseline() -> int:
@@ -112,16 +84,6 @@ def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes:
     if images.device.type == "cuda":
         return _measure_cuda(program, images, labels)
     return _measure_cpu(program, images, labels, baseline_bytes)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of the types OutOfMemoryError, MemoryError or RuntimeError says that memory ran out."""
-    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
-        return True
-    if any(phrase in str(error) for phrase in ALLOCATION_FAILURES):
-        return True
-    before = error.__context__  # running out of memory while a graph is captured breaks the capture, which raises anew
-    return isinstance(before, torch.OutOfMemoryError | MemoryError | RuntimeError) and is_out_of_memory(before)
 
 
 def saved_storages(forward: Callable[[], Tensor], model: nn.Module) -> list[SavedStorage]:
@@ -172,7 +134,7 @@ def _measure_cuda(program: Stepper, images: Tensor, labels: Tensor) -> Memory:
 
 
 def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_bytes: int | None) -> Memory:
-    _set_malloc(HAND_BACK)
+    set_malloc(HAND_BACK)
     with ThreadPoolExecutor(1) as thread:  # a new one has a heap of its own: no freed blocks to go on with
         peak = thread.submit(_peak_resident, program, images, labels).result()
     above = None if baseline_bytes is None else max(0, peak - baseline_bytes)
@@ -187,7 +149,7 @@ def _measure_cpu(program: Stepper, images: Tensor, labels: Tensor, baseline_byte
 
 def _peak_resident(program: Stepper, images: Tensor, labels: Tensor) -> int:
     gc.collect()
-    _glibc("malloc_trim", 0)  # so that what parity used is not in the resident set
+    glibc("malloc_trim", 0)  # so that what parity used is not in the resident set
     with suppress(OSError):  # some sandboxes forbid it: then the peak is that of the whole process life
         CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
     for _ in range(STEPS):
@@ -250,16 +212,3 @@ def _proc_bytes(file: Path, field: str) -> int | None:
             if name == field:
                 return int(value.split()[0]) * 1024
     return None
-
-
-def _set_malloc(options: Mapping[int, int]) -> None:
-    """mallopt(3)."""
-    for option, value in options.items():
-        _glibc("mallopt", option, value)
-
-
-def _glibc(function: str, *arguments: int) -> None:
-    """Call what only glibc's allocator has; with another C library do nothing."""
-    found = getattr(ctypes.CDLL(None), function, None)
-    if found is not None:
-        found(*arguments)

@@ -5,16 +5,15 @@ Every function takes the NVML binding as an argument, so that tests run against 
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import pynvml
-import torch
 
+from bench.machine.nvml import pids_on
 from bench.types import Telemetry
 
 INTERVAL_S = 0.1
@@ -46,53 +45,9 @@ class Reading:
     throttle_bits: int
 
 
-def gpu_uuid(device_index: int | None = None) -> str:
-    """NVML's name of a CUDA device: indices differ between the two under CUDA_VISIBLE_DEVICES. Default: current."""
-    index = torch.cuda.current_device() if device_index is None else device_index
-    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-
-
 def throttle_reasons(bits: int) -> tuple[str, ...]:
     """Names of the bits that mean the clocks were held down."""
     return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
-
-
-@contextmanager
-def opened(uuid: str, nvml: ModuleType = pynvml) -> Iterator[Any]:
-    """NVML's handle of a device. Raises NVMLError where there is no driver or no such device."""
-    nvml.nvmlInit()
-    try:
-        yield nvml.nvmlDeviceGetHandleByUUID(uuid)
-    finally:
-        nvml.nvmlShutdown()
-
-
-def snapshot(nvml: ModuleType = pynvml) -> frozenset[int]:
-    """Pids with a CUDA context on any GPU of this machine, as NVML numbers them; empty without NVML.
-
-    Take it before this process touches CUDA: it needs no CUDA context, and covers every GPU for that reason.
-    """
-    pids: set[int] = set()
-    with suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        try:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                pids |= _pids(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
-        finally:
-            nvml.nvmlShutdown()
-    return frozenset(pids)
-
-
-def process_bytes(uuid: str, nvml: ModuleType = pynvml) -> int | None:
-    """Bytes of this process on a device: context, modules and all allocators.
-
-    None where NVML does not tell, or numbers processes in another pid namespace (containers).
-    """
-    with suppress(nvml.NVMLError), opened(uuid, nvml) as handle:
-        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                return int(process.usedGpuMemory)
-    return None
 
 
 def others(pids: frozenset[int], before: frozenset[int], own_pid: int) -> int:
@@ -194,7 +149,7 @@ class Sampler:
             return
         if tick % PROCESS_TICKS == 0:
             with suppress(self._nvml.NVMLError):  # vGPUs list no processes: none are seen
-                pids = frozenset(_pids(self._nvml, self._handle))
+                pids = frozenset(pids_on(self._nvml, self._handle))
                 self._others = max(self._others, others(pids, self._before, os.getpid()))
 
     def _energy(self) -> int | None:
@@ -211,7 +166,3 @@ def _read(nvml: ModuleType, handle: object) -> Reading:
         temperature_c=float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         throttle_bits=int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
     )
-
-
-def _pids(nvml: ModuleType, handle: object) -> set[int]:
-    return {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.overrides import TorchFunctionMode
 
-from bench.kernels.ops import mapped
+from bench.kernels.operands import mapped
 from bench.numerics.types import Compared, Comparison
 from kernels.batch_norm.act import bn_act_forward
-from kernels.bottleneck.forward import bottleneck
 from kernels.bottleneck.forms import BlockForm, BlockOperands
+from kernels.bottleneck.forward import bottleneck
 from kernels.bottleneck.parts import CONV1, CONV2, CONV3, Kept
 from kernels.kernel import Norm
 

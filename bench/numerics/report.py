@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.kernels.types import Dtype
 from bench.numerics.types import TOLERANCES, Case, Compared, Measured
-from bench.report.markdown import templates
-from bench.report.order import Record, grouped
-from bench.report.columns import Column, table
+from bench.render.records import Record, grouped
+from bench.render.tables import Column, table
+from bench.render.templates import templates
 from bench.render.text import MISSING, prose, ratio, scientific
 
 PRECISIONS = tuple(TOLERANCES)
@@ -18,7 +18,7 @@ def page(measured: Sequence[Measured], cases: Sequence[Case], device: str, *, ro
     """docs/numerics.md of what was measured: of blocks of `rows` rows, and of cases."""
     blocks = [one for one in measured if one.gradient]
     hard = [one for one in measured if not one.gradient]
-    text: str = templates.get_template("numerics.md.j2").render(
+    text: str = templates.get_template("numerics/numerics.md.j2").render(
         device=device,
         rows=rows,
         tolerances=TOLERANCES.items(),

@@ -1,4 +1,4 @@
-"""How exact is a block that never writes its widest tensors? `python -m bench.numerics.worker`. Worker side.
+"""How exact is a block that never writes its widest tensors? `resbench numerics`. Worker side.
 
 Measures every tensor of a training step against fp64, beside eager at the same precision, over every distinct block of
 a network and over hard operands with and without what handles them, and writes the page and a CSV of all of it.
@@ -9,26 +9,35 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
-import click
-import torch
-
+from bench.kernels.ops import layers
+from bench.kernels.types import Dtype
 from bench.numerics.adversaries import ADVERSARIES, FORMS, Adversary
 from bench.numerics.block_errors import compare
 from bench.numerics.guards import GUARDS
-from bench.kernels.ops import layers
-from bench.kernels.types import Dtype
-from bench.machine.ceilings import DTYPES
-from bench.numerics.types import TOLERANCES, Case, Measured
 from bench.numerics.report import page
+from bench.numerics.types import TOLERANCES, Case, Measured
 from bench.types import Device
+from bench.workers.child import announce
 from kernels.kernel import Shape
+from resnet.precision import DTYPES
 
 MODEL = "resnet50"
 MEANS = {"of mean zero": 0.0, "of one sign": 1.0}  # gradients of the result: the second with a mean of one deviation
 BATCH_SIZE = 8
 LINES = 14  # and columns of a block's result: BATCH_SIZE * LINES^2 rows are what the interpreter does in seconds
+
+
+def write(out: Path, device: Device) -> None:
+    """Measure all, and write the page and the CSV; tells the parent what is being measured."""
+    measured: list[Measured] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of infinities in the interpreter
+        for one in measure(device):
+            announce(f"{one.name}, {one.precision}{one.gradient and ', gradient ' + one.gradient}")
+            measured.append(one)
+    write_csv(measured, out.with_suffix(".csv"))
+    out.write_text(page(measured, cases(), device, rows=BATCH_SIZE * LINES**2), encoding="utf-8")
 
 
 def blocks() -> dict[str, tuple[str, Shape]]:
@@ -90,40 +99,3 @@ def write_csv(measured: Iterable[Measured], file: Path) -> None:
             for of in one.comparison.tensors:
                 errors = [f"{error:.3e}" for error in (of.error, of.eager_error)]
                 writer.writerow([one.name, one.precision, one.gradient, one.without, of.tensor, *errors])
-
-
-EXAMPLES = """\b
-Examples:
-  python -m bench.numerics.worker --out docs/numerics.md     the page, and docs/numerics.csv beside it
-  python -m bench.numerics.worker --out /tmp/gpu.md --device cuda
-"""
-
-
-@click.command(epilog=EXAMPLES)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The page; every number is in a CSV of the same name beside it.",
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is a GPU]")
-def main(*, out: Path, device: str | None) -> None:
-    """Measure how far a bottleneck block is from fp64, beside eager, and write the page of numerics.
-
-    Without a GPU in Triton's interpreter, which takes some minutes.
-    """
-    on = cast("Device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    measured: list[Measured] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of infinities in the interpreter
-        for one in measure(on):
-            click.echo(f"{one.name}, {one.precision}{one.gradient and ', gradient ' + one.gradient}", err=True)
-            measured.append(one)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(measured, out.with_suffix(".csv"))
-    out.write_text(page(measured, cases(), on, rows=BATCH_SIZE * LINES**2), encoding="utf-8")
-    click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.parity import verdict, reference
 from bench.measure.inputs import make_program
+from bench.parity import errors, reference, tolerances
 from bench.types import Case, Settings
 from resnet.program import Program
 
@@ -29,10 +29,10 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
             make_program(case, settings),
         )
     )
-    values = verdict.last_stage_values(batch_size, case.image_size)
+    values = tolerances.last_stage_values(batch_size, case.image_size)
     for name, ref in wanted.items():
-        limit = verdict.tolerance("output@1", verdict.relative_error(eager.get(name), ref), case, values)
-        if name in found and not verdict.relative_error(found[name], ref) <= limit:
+        limit = tolerances.tolerance("output@1", errors.relative_error(eager.get(name), ref), case, values)
+        if name in found and not errors.relative_error(found[name], ref) <= limit:
             return name
     return ""
 

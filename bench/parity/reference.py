@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.machine import ceilings as limits
-from bench.measure import memory
-from bench.parity import verdict
+from bench.measure import cost, memory, out_of_memory
 from bench.measure.inputs import make_model, make_program
+from bench.parity import trajectory
 from bench.types import Case, Ceilings, Reference, Settings
-from resnet.program import Precision, Program
+from resnet.precision import Precision
+from resnet.program import Program
 
 CHECKS = 2  # before timing and once more after it
 
@@ -34,7 +34,7 @@ def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -
             break
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             batch_size //= 2
-            if not (memory.is_out_of_memory(error) and batch_size):
+            if not (out_of_memory.is_out_of_memory(error) and batch_size):
                 raise
             torch.cuda.empty_cache()
     return Reference(
@@ -42,7 +42,7 @@ def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -
         note="" if batch_size == case.batch_size else _note(case.batch_size, batch_size),
         files=tuple(map(str, files)),
         eager_errors=tuple(
-            verdict.errors(
+            trajectory.errors(
                 eager(case, settings, case.precision),
                 state,
                 inputs(case, settings, batch_size, check),
@@ -53,10 +53,10 @@ def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -
     )
 
 
-def inputs(case: Case, settings: Settings, batch_size: int, check: int) -> verdict.Batches:
+def inputs(case: Case, settings: Settings, batch_size: int, check: int) -> trajectory.Batches:
     """The batches of one check: other ones than those of every other check, and than those that are timed."""
     seed = settings.seed * CHECKS + check + 1
-    return verdict.batches(batch_size, case.image_size, case.device, seed=seed, steps=settings.parity_steps)
+    return trajectory.batches(batch_size, case.image_size, case.device, seed=seed, steps=settings.parity_steps)
 
 
 def _trajectory(
@@ -66,7 +66,7 @@ def _trajectory(
     if not file.exists():
         program = eager(case, settings, "fp64")
         unfinished = file.with_suffix(".part")  # by a worker that is killed while it writes
-        verdict.save_reference(program, state, inputs(case, settings, batch_size, check), unfinished)
+        trajectory.save_reference(program, state, inputs(case, settings, batch_size, check), unfinished)
         unfinished.rename(file)
     return file
 
@@ -86,9 +86,9 @@ def _affordable_batch(case: Case, settings: Settings, ceilings: Ceilings) -> int
     available = memory.free_bytes(case.device) * _USABLE_MEMORY
     batch_size = case.batch_size
     while batch_size > 1:
-        flops = limits.cost(case.model, case.mode, case.precision, batch_size, case.image_size).flops
+        flops = cost.cost(case.model, case.mode, case.precision, batch_size, case.image_size).flops
         seconds = flops * settings.parity_steps * CHECKS / rate
-        needed = limits.activation_bytes(case.model, batch_size, case.image_size, _FP64_BYTES)
+        needed = cost.activation_bytes(case.model, batch_size, case.image_size, _FP64_BYTES)
         needed *= _TRANSIENT if case.mode == "train" else _INFERENCE_SHARE  # type: ignore[assignment]
         if seconds <= settings.parity_budget_s and needed <= available:
             break

@@ -1,45 +1,14 @@
 """The tables of report.md: each a tuple of columns over the rows that it is about."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import pandas as pd
-
-from bench.report.order import Record, grouped, setup, setup_name, varying
+from bench.record.rows import BASELINE
+from bench.render.records import Record, grouped
+from bench.render.tables import Column, Part, table
 from bench.render.text import MISSING, code, integer, interval, percent, prose, ratio, scientific, significant, size
 from bench.render.text import steps as steps_text
-from bench.record.rows import BASELINE
+from bench.report.order import setup, setup_name, varying
 from resnet.paths import PATHS_BY_NAME
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a printed table. Positional, to read as a table."""
-
-    title: str
-    show: Callable[[Record], str]
-    align: str = "right"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A table under its own small heading."""
-
-    title: str
-    table: str
-
-
-def table(rows: list[Record], columns: tuple[Column, ...]) -> str:
-    """The rows as a Markdown table, without the columns in which no row has a value; empty for no rows."""
-    cells = {column.title: [column.show(row) for row in rows] for column in columns}
-    filled = [column for column in columns if set(cells[column.title]) - {MISSING, ""}]
-    if not filled:
-        return ""
-    shown = pd.DataFrame({column.title: cells[column.title] for column in filled})
-    alignment = [column.align for column in filled]
-    # no padding: cells of one table differ much in width, and a diff of two reports should show what changed
-    text: str = shown.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=alignment)
-    return text
 
 
 def parts(rows: list[Record], columns: tuple[Column, ...]) -> list[Part]:

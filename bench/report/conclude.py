@@ -1,34 +1,44 @@
-"""What a run says last in the terminal: why cases have no figures, how many there are, and the verdicts."""
+"""How a command that ran cases ends: it writes the reports, and says what they say in short."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 
-from bench.terminal.options import STYLES
-from bench.report.order import Record, grouped
-from bench.render.text import count, listing, plain
-from bench.report.verdict import PLAIN, outcome, sentences
-from bench.record.rows import TIMED_STATUSES
-from bench.types import Status
+from rich.console import RenderableType
 
-NAMED = 3  # cases; of more only the paths and their number
+from bench.terminal.exits import Exit
+from bench.terminal.output import Output
+from bench.types import Run
 
 
-def lines(rows: list[Record], pending: int) -> list[str]:
-    """In words, of the same rows as report.md; an empty line is a paragraph's end."""
-    why = list(reasons(rows))
-    return [*why, *([""] if why else []), outcome(rows, pending, PLAIN), *sentences(rows, PLAIN), ""]
+def conclude(
+    output: Output,
+    run: Run,
+    ends: Exit,
+    *,
+    directory: Path | None,
+    files: Sequence[Path] = (),
+    lines: Sequence[str] = (),
+    table: RenderableType | None = None,
+) -> None:
+    """Write the reports to `directory` unless it is None, then print how the command ends.
 
+    That is a table (the summary of the run unless another is given), why cases have no figures, the verdicts, the
+    `lines`, and the names of the reports and of the `files` that were written before.
 
-def reasons(rows: list[Record]) -> Iterator[str]:
-    """One line a reason why cases have no figures: failures first, what cannot run here last."""
-    for status in STYLES:  # in the order of their weight
-        if status in TIMED_STATUSES:
-            continue
-        of_status = [row for row in rows if row["status"] == status]
-        for reason, group in grouped(of_status, lambda row: row["reason"]):
-            yield f"{_named(status, group)}: {plain(reason)}"
+    Raises:
+        ValueError: the directory cannot be written to.
+    """
+    # pandas and matplotlib take about a second: not for --help to wait for
+    from bench.record.metrics import frame  # noqa: PLC0415
+    from bench.report import closing, order, terminal, write  # noqa: PLC0415
 
-
-def _named(status: Status, rows: list[Record]) -> str:
-    if len(rows) <= NAMED and status not in (Status.UNSUPPORTED, Status.NOT_TIMED):
-        return f"{status.value}, {listing(row['case'] for row in rows)}"
-    return f"{status.value}, {count(len(rows), 'case')} of {listing(dict.fromkeys(row['path'] for row in rows))}"
+    results = frame(run)
+    rows = order.records(results)
+    output.console().print()  # below the lines of the cases
+    output.finish(
+        rows,
+        ends,
+        files=[*files, *(write.write(directory, run, results, rows) if directory else ())],
+        lines=[*closing.lines(rows, len(run.pending)), *lines],
+        table=table or terminal.summary(rows),
+    )

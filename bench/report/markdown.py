@@ -5,53 +5,37 @@ from collections import Counter
 from dataclasses import asdict
 from statistics import median
 
-import pandas as pd
-from jinja2 import Environment as Templates
-from jinja2 import PackageLoader, StrictUndefined, select_autoescape
-
 from bench.machine import kept_ceilings
-from bench.record.metrics import METRICS_BY_NAME
-from bench.record.provenance import told
-from bench.report import plots, columns as tables, verdict
 from bench.record.glossary import STATUSES
-from bench.report.order import Record, grouped, measured, records, setup
-from bench.render.text import count, listing, prose, significant
+from bench.record.metrics import METRICS_BY_NAME
 from bench.record.rows import TIMED_STATUSES, wall_and_measured_s
-from bench.types import FINE, Environment, Run, Status
-
-# The facts that a reader asks for first, where the run knows them; the rest is folded away.
-FIRST_FACTS = (
-    "device", "gpu_memory", "multiprocessors", "driver", "power_limit", "cpu", "cores", "torch_threads", "memory",
-    "torch", "cuda", "cudnn", "triton", "python", "os", "revision", "changed_sources",
-)  # fmt: skip
-
-templates = Templates(
-    loader=PackageLoader("bench.report"),
-    autoescape=select_autoescape(),  # HTML only: this is Markdown
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+from bench.render import tables as render_tables
+from bench.render.facts import fact_table
+from bench.render.records import Record, grouped
+from bench.render.templates import templates
+from bench.render.text import count, listing, prose, significant
+from bench.report import columns as tables
+from bench.report import plots, verdict
+from bench.report.order import measured, setup
+from bench.types import FINE, Run, Status
 
 
-def render(run: Run, frame: pd.DataFrame) -> str:
-    """The report of a run, whose frame is `bench.record.metrics.frame(run)`. Pictures are linked by relative path."""
-    rows = records(frame)
+def render(run: Run, rows: list[Record]) -> str:
+    """The report of a run, whose table has these rows, in reading order. Pictures are linked by relative path."""
     timed = measured(rows)
     checked = [row for row in rows if row["parity"]]
-    text = templates.get_template("report.md.j2").render(
+    text = templates.get_template("report/report.md.j2").render(
         run=run,
         title=_title(run),
         notices=[prose(notice) for notice in run.notices],
         outcome=verdict.outcome(rows, len(run.pending)),
         verdicts=verdict.sentences(rows),
-        headline=tables.table(_headline(timed), tables.HEADLINE),
+        headline=render_tables.table(_headline(timed), tables.HEADLINE),
         throughput=tables.parts(timed, tables.THROUGHPUT),
         settings=asdict(run.plan.settings),
         memory_meaning=METRICS_BY_NAME["peak_allocated_bytes"].description,
         memory=tables.parts([row for row in timed if row["peak_allocated_bytes"] is not None], tables.MEMORY),
-        largest=tables.table([row for row in rows if row["max_batch_size"] is not None], tables.MAX_BATCH),
+        largest=render_tables.table([row for row in rows if row["max_batch_size"] is not None], tables.MAX_BATCH),
         speedup_notes=_notes(timed, "speedup_note"),
         latency=tables.parts([row for row in timed if row["mode"] == "infer"], tables.LATENCY),
         compile=tables.parts(tables.compiled(timed), tables.COMPILE),
@@ -69,7 +53,7 @@ def render(run: Run, frame: pd.DataFrame) -> str:
         ceilings=kept_ceilings.told(run.ceilings) if run.ceilings else "",
         overhead=_overhead(run),
         phases=_phases(run),
-        pictures={picture.name: picture for picture in plots.drawable(frame)},
+        pictures={picture.name: picture for picture in plots.drawable(rows)},
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # sections left out leave their blank lines
 
@@ -94,7 +78,7 @@ def _by_status(rows: list[Record], statuses: frozenset[Status]) -> list[dict[str
     """The rows of these statuses, with their reasons."""
     groups = {status: [row for row in rows if row["status"] == status] for status in STATUSES if status in statuses}
     return [
-        {"status": status.value, "meaning": STATUSES[status], "table": tables.table(group, tables.FAILURES)}
+        {"status": status.value, "meaning": STATUSES[status], "table": render_tables.table(group, tables.FAILURES)}
         for status, group in groups.items()
         if group
     ]
@@ -136,21 +120,6 @@ def _by_decision(choices: dict[str, str]) -> list[tuple[str, list[tuple[str, str
     ]
 
 
-def fact_table(environment: Environment | None, *, first: bool) -> str:
-    """The facts that a reader asks for first, or the others, as a table."""
-    facts = told(environment) if environment else {}
-    if facts.get("cpu") == facts.get("device"):
-        facts.pop("cpu", None)
-    names = [name for name in FIRST_FACTS if name in facts]
-    chosen = names if first else [name for name in facts if name not in names]
-    rows = [{"name": name.replace("_", " "), "value": facts[name]} for name in chosen]
-    columns = (
-        tables.Column("fact", lambda row: prose(row["name"]), "left"),
-        tables.Column("value", lambda row: prose(row["value"]), "left"),
-    )
-    return tables.table(rows, columns)
-
-
 def _overhead(run: Run) -> str:
     """Wall time of the sweep over the time inside warm-up, samples and turns."""
     wall_s, inside_s = wall_and_measured_s(run)
@@ -170,7 +139,7 @@ def _phases(run: Run) -> str:
         totals.update(result.phases_s)
     rows = [{"phase": phase, "seconds": seconds} for phase, seconds in totals.items()]
     columns = (
-        tables.Column("phase", lambda row: str(row["phase"]), "left"),
-        tables.Column("s in all cases", lambda row: significant(row["seconds"])),
+        render_tables.Column("phase", lambda row: str(row["phase"]), "left"),
+        render_tables.Column("s in all cases", lambda row: significant(row["seconds"])),
     )
-    return tables.table(rows, columns)
+    return render_tables.table(rows, columns)

@@ -1,22 +1,19 @@
 """The frame as records in reading order: what tables, words and plots share."""
 
-from collections.abc import Callable, Iterable
-from itertools import groupby
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
+from bench.render.records import MODE_WORDS, Record
 from resnet.models.table import DEPTHS
 from resnet.paths import PATHS_BY_NAME
-
-Record: TypeAlias = dict[str, Any]  # a row of the frame: column -> value, None where missing
 
 MODEL_ORDER = tuple(DEPTHS)
 MODE_ORDER = ("infer", "train")
 PRECISION_ORDER = ("fp32", "tf32", "bf16", "fp16")
 PATH_ORDER = tuple(PATHS_BY_NAME)
 
-MODE_WORDS = {"infer": "inference", "train": "training"}
 SETUP = ("model", "mode", "image_size", "device", "world_size")  # what a reader holds fixed; the rest is to choose
 
 
@@ -30,13 +27,6 @@ def records(frame: pd.DataFrame) -> list[Record]:
 def measured(rows: Iterable[Record]) -> list[Record]:
     """The rows that have a speed."""
     return [row for row in rows if row["images_per_s"] is not None]
-
-
-def grouped(rows: list[Record], key: Callable[[Record], Any]) -> list[tuple[Any, list[Record]]]:
-    """The rows by key, both in the order in which they come."""
-    keys = {key(row): place for place, row in reversed(list(enumerate(rows)))}
-    ordered = sorted(rows, key=lambda row: keys[key(row)])
-    return [(name, list(group)) for name, group in groupby(ordered, key=key)]
 
 
 def setup(row: Record) -> tuple[Any, ...]:

@@ -6,25 +6,21 @@ line says nothing: bars compare the paths instead.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from math import inf
-from typing import Any, Literal
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.record.metrics import METRICS_BY_NAME
-from bench.render.figures import FRONTIER, LINES, PLAIN, STYLE, batch_ticks, colour, facets, legend, scale, style
-from bench.report.order import Record, grouped, measured, records, setup, setup_name, varying
+from bench.render.figures import FRONTIER, PLAIN, STYLE, facets, scale
+from bench.render.records import Record, grouped
 from bench.render.text import significant
+from bench.report.order import measured, setup, setup_name, varying
+from bench.report.series import LINES, batch_ticks, colour, legend, style
 
 LINE_BATCHES = 3  # from this many batch sizes on, batch is an axis
-
-Kind = Literal["svg", "png"]
-KINDS: tuple[Kind, ...] = ("svg", "png")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,29 +43,20 @@ class Quantity:
     ends: tuple[str, str] | None = None  # columns of the interval
 
 
-def drawable(frame: pd.DataFrame) -> tuple[Picture, ...]:
-    """The pictures for which the frame has data."""
-    timed = measured(records(frame))
+def drawable(rows: list[Record]) -> tuple[Picture, ...]:
+    """The pictures for which the rows have data."""
+    timed = measured(rows)
     return tuple(picture for picture in PICTURES if any(row[picture.column] is not None for row in timed))
 
 
-def figures(frame: pd.DataFrame) -> dict[str, Figure]:
+def figures(rows: list[Record]) -> dict[str, Figure]:
     """The drawn pictures by name."""
-    timed = measured(records(frame))
+    timed = measured(rows)
     with mpl.rc_context(STYLE):
         return {
             picture.name: picture.draw([row for row in timed if row[picture.column] is not None])
-            for picture in drawable(frame)
+            for picture in drawable(rows)
         }
-
-
-def encode(figure: Figure, kind: Kind) -> bytes:
-    """The figure as a file: the same figure gives the same bytes."""
-    buffer = BytesIO()
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=144, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _throughput(rows: list[Record]) -> Figure:

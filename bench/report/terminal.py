@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
 from rich.console import Group
 
-from bench.sweep.cell import AXES
-from bench.terminal.options import STYLES
-from bench.report.order import records
+from bench.record.rows import wall_and_measured_s
+from bench.render.records import Record
 from bench.render.text import MISSING, integer, interval, ratio, ratio_spread, significant, size, spread
+from bench.sweep.cell import AXES
 from bench.terminal.sheet import Column, Form, Sheet
-from bench.types import Status
+from bench.terminal.tables import STYLES, table
+from bench.types import Result, Run, Status
 
 
 def _ends(name: str, show: Callable[[Any, Any, Any], str]) -> Callable[[Any], str]:
@@ -75,9 +75,9 @@ AXES_OF_A_SEARCH = tuple(axis for axis in AXES if axis.name != "batch_size")
 INTERVALS = "± or [ ]: 95 % interval"
 
 
-def summary(frame: pd.DataFrame) -> Group:
+def summary(records: list[Record]) -> Group:
     """One line a case, in reading order, without unsupported cases; searches for the largest batch below."""
-    rows = [row for row in records(frame) if row["status"] != Status.UNSUPPORTED]
+    rows = [row for row in records if row["status"] != Status.UNSUPPORTED]
     searches = [row for row in rows if row["kind"] == "max-batch"]
     others = [row for row in rows if row["kind"] != "max-batch"]
     found = Sheet(
@@ -89,3 +89,31 @@ def summary(frame: pd.DataFrame) -> Group:
     )
     largest = Sheet(rows=searches, columns=LARGEST, axes=AXES_OF_A_SEARCH, title="largest batch that fits")
     return Group(*(table for table in (found, largest) if table.rows))
+
+
+def verdicts(run: Run) -> Sheet:
+    """The parity of every case that can run here: its worst tensor beside eager's own error, and where it diverges."""
+    rows = [_verdict(result) for result in run.results if result.status is not Status.UNSUPPORTED]
+    return table(rows, axes=AXES, later=("worst tensor", "first layer", "eager", "tensors"))
+
+
+def _verdict(result: Result) -> dict[str, object]:
+    case, parity = result.case, result.parity
+    return {
+        **{axis.name: getattr(case, axis.name) for axis in AXES},
+        "path": case.path,
+        "verdict": result.status.value,
+        "tensors": parity.tensors if parity else None,
+        "worst tensor": parity.worst.tensor if parity else "",
+        "error": parity.worst.error if parity else None,
+        "eager": parity.worst.eager_error if parity else None,
+        "allowed": parity.worst.tolerance if parity else None,
+        "first layer": parity.first_layer if parity else "",
+    }
+
+
+def overhead(run: Run) -> str:
+    """One line: the wall time of the run over the time inside its measured regions (`MEASURED_PHASES`)."""
+    wall_s, measured_s = wall_and_measured_s(run)
+    ratio = f": {wall_s / measured_s:.2f} times as long" if measured_s else ""
+    return f"harness overhead: {wall_s:.1f} s of wall time for {measured_s:.1f} s of warm-up, samples and turns{ratio}"

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.report.order import Record, grouped, measured, setup, setup_name, varying
-from bench.render.text import code, count, interval, listing, plain, prose, ratio, size
 from bench.record.rows import BASELINE
+from bench.render.records import Record, grouped
+from bench.render.text import code, count, interval, listing, plain, prose, ratio, size
+from bench.report.order import measured, setup, setup_name, varying
 from bench.types import Status
 
 COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals that rank all rows of a batch

@@ -1,38 +1,40 @@
 """The files of a run directory that are rendered from its journal, at any time and as often as wanted."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.record.metrics import frame
 from bench.render import csv
+from bench.render import figures as render_figures
+from bench.render.files import replace_file
+from bench.render.records import Record
 from bench.report import markdown, plots
 from bench.types import Run
 
 
-def write(directory: Path, run: Run) -> list[Path]:
+def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) -> list[Path]:
     """Render results.csv, report.md, environment.json and plots/*.svg, *.png, and return those files.
 
-    Each file is replaced whole, so that a reader never sees half of one; pictures of an earlier rendering that have
-    no data any more are removed.
+    `table` is the run's (`bench.record.metrics.frame`), `rows` are its records in reading order
+    (`bench.report.order.records`). Each file is replaced whole, so that a reader never sees half of one; pictures of an
+    earlier rendering that have no data any more are removed.
 
     Raises:
         ValueError: the directory cannot be written to.
     """
-    table = frame(run)
     texts = {
         "results.csv": csv.render(table),
-        "report.md": markdown.render(run, table),
+        "report.md": markdown.render(run, rows),
         "environment.json": environment_json(run),
     }
-    pictures = _pictures(plots.figures(table))
+    pictures = _pictures(plots.figures(rows))
     files = pictures | {name: text.encode() for name, text in texts.items()}
     try:
         for picture in plots.PICTURES:
-            for kind in plots.KINDS:
+            for kind in render_figures.KINDS:
                 if f"plots/{picture.name}.{kind}" not in files:
                     (directory / "plots" / f"{picture.name}.{kind}").unlink(missing_ok=True)
         return [replace_file(directory / name, data) for name, data in files.items()]
@@ -62,17 +64,7 @@ def environment_json(run: Run) -> str:
 
 def _pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
     return {
-        f"plots/{name}.{kind}": plots.encode(figure, kind) for name, figure in figures.items() for kind in plots.KINDS
+        f"plots/{name}.{kind}": render_figures.encode(figure, kind)
+        for name, figure in figures.items()
+        for kind in render_figures.KINDS
     }
-
-
-def replace_file(path: Path, data: bytes) -> Path:
-    """Write a file whole, so that a reader never sees half of one, and return it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

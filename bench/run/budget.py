@@ -1,13 +1,17 @@
 """The time that a sitting may take, and what cases are expected to take of it. Imports no torch."""
 
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from bench.workers.errors import WorkerTimeoutError
-from bench.workers.parent import call
 from bench.types import Case, Cost, Settings
+from bench.workers.errors import WorkerTimeoutError
+from bench.workers.parent import Terms
 
 _SURVEY_TIMEOUT_S = 300.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class BudgetSpentError(Exception):
@@ -29,7 +33,7 @@ class Budget:
         """How long a worker may take from now: the time of a stage, or what is left."""
         return stage_s if self.deadline is None else min(stage_s, max(0.0, self.deadline - monotonic()))
 
-    def ask(self, entry: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever the entry returns
+    def ask(self, entry: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         """What a worker says that runs before the first case.
 
         Raises:
@@ -39,7 +43,7 @@ class Budget:
         if self.spent:
             raise BudgetSpentError
         try:
-            return call(f"bench.run.worker:{entry}", *arguments, timeout_s=self.limit_s(_SURVEY_TIMEOUT_S))
+            return Terms(timeout_s=self.limit_s(_SURVEY_TIMEOUT_S)).call(entry, *arguments, **named)
         except WorkerTimeoutError as error:
             if self.spent:
                 raise BudgetSpentError from error

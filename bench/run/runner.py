@@ -6,9 +6,10 @@ from pathlib import Path
 from shutil import rmtree
 from time import monotonic
 
-from bench.run.budget import Budget, BudgetSpentError
 from bench.record.journal import Journal, read
+from bench.run.budget import Budget, BudgetSpentError
 from bench.run.phases import Observer
+from bench.run.remote import worker
 from bench.run.sitting import Sitting, now
 from bench.types import Plan, Run, Session, Status
 
@@ -93,5 +94,4 @@ def _check_plan(plan: Plan, budget: Budget) -> None:
     if plan.settings.weights:
         models = tuple(dict.fromkeys(case.model for case in plan.cases))
         with suppress(BudgetSpentError):  # what needs the weights will not be run either
-            if problem := budget.ask("weights_problem", models, plan.settings.weights):
-                raise ValueError(problem)
+            budget.ask(worker.require_weights, models, plan.settings.weights)

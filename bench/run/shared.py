@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.run.budget import Budget
-from bench.workers.errors import WorkerTimeoutError
-from bench.workers.parent import call
 from bench.run.phases import Phases
+from bench.run.remote import worker
 from bench.types import Case, Ceilings, Reference, Settings
+from bench.workers.errors import WorkerTimeoutError
+from bench.workers.parent import Terms
 from resnet.paths import PATHS_BY_NAME
 
 _KEPT_REFERENCES = 4  # cells whose fp64 trajectories stay on disk; a large one takes gigabytes
@@ -30,11 +31,8 @@ class Shared:
             with self._not_again(cell):
                 self._forget_old_references()
                 phases("reference")
-                self._references[cell] = call(
-                    "bench.run.worker:prepare_reference",
-                    *(case, self._settings, self._rates, self._folder),
-                    timeout_s=self._budget.limit_s(self._settings.timeout_s),
-                    log=log,
+                self._references[cell] = self._terms(log).call(
+                    worker.prepare_reference, case, self._settings, self._rates, self._folder
                 )
         return self._references[cell]
 
@@ -46,10 +44,12 @@ class Shared:
             with self._not_again(("compiler",)):
                 phases("compiler")
                 tools = self._folder / "compiler"
-                limit_s = self._budget.limit_s(self._settings.timeout_s)
-                call("bench.run.worker:prepare_compiler", case.device, tools, timeout_s=limit_s, log=log)
+                self._terms(log).call(worker.prepare_compiler, case.device, tools)
                 self._tools = tools
         return self._tools
+
+    def _terms(self, log: Path) -> Terms:
+        return Terms(timeout_s=self._budget.limit_s(self._settings.timeout_s), log=log)
 
     @contextmanager
     def _not_again(self, what: tuple[object, ...]) -> Iterator[None]:

@@ -9,14 +9,14 @@ from time import monotonic
 from traceback import format_exception
 
 from bench.machine import kept_ceilings
-from bench.run import max_batch, against_eager
-from bench.run.budget import Budget, BudgetSpentError
-from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError, describe
-from bench.workers.parent import SERVING, call, started
-from bench.record.journal import Journal, UnfitRecordError, read
-from bench.run.phases import Observer, Phases
-from bench.render.text import count
+from bench.record.journal import Journal, read
+from bench.record.lines import UnfitRecordError
 from bench.record.rows import BASELINE, TIMED_STATUSES
+from bench.render.text import count
+from bench.run import against_eager, max_batch
+from bench.run.budget import Budget, BudgetSpentError
+from bench.run.phases import Observer, Phases
+from bench.run.remote import worker
 from bench.run.shared import Shared
 from bench.types import (
     FINE,
@@ -24,12 +24,14 @@ from bench.types import (
     Case,
     Ceilings,
     Cost,
-    Environment,
     Precision,
     Result,
     Rounds,
     Status,
 )
+from bench.workers.child import Serving
+from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError, describe
+from bench.workers.parent import Terms
 
 LOGS = "logs"  # in the run directory: what the workers of failed cases printed
 
@@ -46,7 +48,7 @@ class Sitting:
         """Run what is pending, and what is to be measured again; why some is left, if it is."""
         device = self.plan.cases[0].device
         weights = self.plan.settings.weights
-        self.environment: Environment = self.budget.ask("survey", device, weights)
+        self.environment = self.budget.ask(worker.survey, device, weights)
         self.journal.append(self.environment)
         for notice in self.journal.left_out(self.environment):
             self.observer.notice(notice)
@@ -98,7 +100,7 @@ class Sitting:
 
     def _inspected(self, cases: list[Case]) -> dict[str, tuple[Cost, str]]:
         """By key: the least work of each case, and why it is not run here; empty if it is."""
-        inspected: dict[str, tuple[Cost, str]] = self.budget.ask("inspect", tuple(cases))
+        inspected = self.budget.ask(worker.inspect, tuple(cases))
         found = {case: inspected[case.key] for case in cases}
         return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in found.items()}
 
@@ -112,7 +114,7 @@ class Sitting:
         """Of this environment: once a machine, and once a run in its journal."""
         kept = kept_ceilings.kept(self.environment)
         self.observer.preparing("measuring what this device reaches")
-        rates: Ceilings = self.budget.ask("ceilings", self.plan.cases[0].device, kept)
+        rates = self.budget.ask(worker.ceilings, self.plan.cases[0].device, kept)
         if rates != kept:
             kept_ceilings.keep(self.environment, rates)
         self.journal.append(rates)
@@ -160,19 +162,15 @@ class Sitting:
         tools = self.shared.tools(case, log, phases)
         phases("start-up")
         baselines = self._baselines(case)
-        arguments = (case, settings, against, tools, bool(baselines))
-        with started("bench.run.worker:run_case", *arguments, log=log) as worker:
-            answer = worker.answer(self._limit_s(), phases)
-            taken: dict[str, Rounds] = {}
-            note = ""
-            if answer is SERVING:
+        taken: dict[str, Rounds] = {}
+        note = ""
+        with self._terms(log).started(worker.run_case, case, settings, against, tools, bool(baselines)) as one:
+            result = one.answer_or_serving(self._limit_s(), phases)
+            if isinstance(result, Serving):
                 within = replace(settings, timeout_s=self._limit_s())
-                taken, note = against_eager.compare(case, worker, baselines, within, phases)
-                worker.dismiss()
-                answer = worker.answer(self._limit_s(), phases)
-        if not isinstance(answer, Result):
-            raise TypeError(f"the worker answered with {type(answer).__name__}, which is no result")
-        result = answer
+                taken, note = against_eager.compare(case, one, baselines, within, phases)
+                one.dismiss()
+                result = one.answer(self._limit_s(), phases)
         measured = result.measurement
         return replace(result, measurement=replace(measured, turns=taken, turns_note=note)) if measured else result
 
@@ -188,6 +186,9 @@ class Sitting:
     def _limit_s(self) -> float:
         return self.budget.limit_s(self.plan.settings.timeout_s)
 
+    def _terms(self, log: Path) -> Terms:
+        return Terms(timeout_s=self._limit_s(), log=log)
+
     def _search_largest(self, case: Case, log: Path, phases: Phases) -> Result:
         """Kind `max-batch`: each batch size in a process of its own, so that none finds another's leavings."""
         settings = self.plan.settings
@@ -195,15 +196,7 @@ class Sitting:
 
         def fits(batch_size: int) -> bool:
             phases("search", f"batch {batch_size}")
-            answer: bool = call(
-                "bench.run.worker:fits",
-                replace(case, batch_size=batch_size),
-                settings,
-                tools,
-                timeout_s=self._limit_s(),
-                log=log,
-            )
-            return answer
+            return self._terms(log).call(worker.fits, replace(case, batch_size=batch_size), settings, tools)
 
         size = max_batch.largest(fits)
         if not size:

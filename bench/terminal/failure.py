@@ -11,20 +11,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from bench.workers.errors import describe
+from bench.workers.errors import OURS, ROOT, describe
 
-_ROOT = Path(__file__).parents[1]
-_OURS = tuple(f"{_ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))
 _VERSIONS = (
     "resbench", "torch", "torchvision", "triton", "numpy", "pandas", "matplotlib", "click", "rich", "msgspec",
     "filelock",
 )  # fmt: skip
-
-
-def is_for_people(error: ValueError) -> bool:
-    """Whether we raised it, to say what was wrong: those of libraries are mistakes of ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_OURS)
 
 
 def tell(error: BaseException, directory: Path | None = None) -> str:
@@ -67,5 +59,5 @@ def _version(name: str) -> str:
 
 def _place(error: BaseException) -> str:
     """The last line of ours that it went through."""
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(_OURS)]
-    return f" ({Path(ours[-1].filename).relative_to(_ROOT)}, line {ours[-1].lineno})" if ours else ""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(OURS)]
+    return f" ({Path(ours[-1].filename).relative_to(ROOT)}, line {ours[-1].lineno})" if ours else ""

@@ -2,70 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from bench.terminal.exits import EXIT_CODES, Exit
+from bench.types import Device
 from bench.workers import places
-from bench.types import FINE, MARKS, Device, Run, Status
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
-
-
-STYLES: dict[Status, str] = {
-    Status.VALID: "green",
-    Status.PARITY_FAILED: "bold red",
-    Status.UNSTABLE: "yellow",
-    Status.THROTTLED: "yellow",
-    Status.RECOMPILED: "yellow",
-    Status.SHARED_GPU: "yellow",
-    Status.OOM: "red",
-    Status.TIMEOUT: "red",
-    Status.CRASHED: "red",
-    Status.NOT_TIMED: "dim",
-    Status.UNSUPPORTED: "dim",
-}
-
-
-class Exit(IntEnum):
-    """How every command ends."""
-
-    VALID = 0
-    PARITY_FAILED = 1
-    USAGE = 2
-    FAILED = 3
-
-
-EXIT_CODES = {
-    Exit.VALID: "nothing failed (a mark such as unstable or throttled is no failure, nor is what cannot run here)",
-    Exit.PARITY_FAILED: "parity failed in at least one case",
-    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
-    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, Ctrl-C, --budget), or with --strict a mark",
-}
-UNJUDGED = {  # of commands that judge no run
-    Exit.VALID: "done",
-    Exit.USAGE: "bad usage: nothing was written over",
-    Exit.FAILED: "torch does not work here, resbench itself failed, or Ctrl-C",
-}
-
-
-def exit_code(run: Run, *, strict: bool = False) -> Exit:
-    """The exit code of a run: a failed parity outweighs every other failure.
-
-    A mark is no failure, nor is what the preset's own budget has left out; with `strict` both are.
-    """
-    statuses = {result.status for result in run.results}
-    if Status.PARITY_FAILED in statuses:
-        return Exit.PARITY_FAILED
-    if statuses - FINE - MARKS or (run.pending and not run.left_out_as_planned):
-        return Exit.FAILED
-    if strict and (statuses & MARKS or run.pending):
-        return Exit.FAILED
-    return Exit.VALID
 
 
 _DIRECTORY = "bench.directory"
@@ -132,9 +80,9 @@ def shape_option(help_: str) -> Callable[[Command], Command]:
 AXIS_OPTIONS = (
     click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
     click.option("--modes", type=names, help="train, infer or both."),
-    click.option("--precisions", type=names, help="Of fp32, tf32, bf16, fp16."),
+    click.option("--precisions", type=names, help="Any of fp32, tf32, bf16, fp16."),
     click.option("--batch-sizes", "--batch-size", type=numbers, help="Batch sizes, e.g. 1,32."),
-    click.option("--paths", type=names, help="Of `resbench list paths`; all, capable, -NAME leaves one out."),
+    click.option("--paths", type=names, help="Names from `resbench list paths`; all, capable; -NAME leaves one out."),
     click.option("--image-size", type=int, help="Height and width of the images in pixels."),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
 )
@@ -172,3 +120,7 @@ def epilog(*examples: str, exits: Mapping[Exit, str] = EXIT_CODES) -> str:
     return "\n\n".join(
         f"\b\n{title}:\n  " + "\n  ".join(lines) for title, lines in (("Examples", examples), ("Exit codes", codes))
     )
+
+
+NEW_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+RUN_DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)

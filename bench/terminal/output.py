@@ -11,8 +11,7 @@ import click
 import msgspec
 from rich.console import Console, RenderableType
 
-from bench.terminal.options import Exit
-from bench.types import Run
+from bench.terminal.exits import Exit
 from bench.terminal.wrapped import say
 
 REPORT = "report.md"
@@ -35,39 +34,6 @@ class Output:
     def json(self, value: object) -> None:
         """Print a value as JSON on stdout."""
         click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
-
-    def conclude(
-        self,
-        run: Run,
-        ends: Exit,
-        *,
-        directory: Path | None,
-        files: Sequence[Path] = (),
-        lines: Sequence[str] = (),
-        table: RenderableType | None = None,
-    ) -> None:
-        """Write the reports to `directory` unless it is None, then print how the command ends.
-
-        That is a table (the summary of the run unless another is given), the verdicts, the lines, and the names of the
-        reports and of the `files` that were written before.
-
-        Raises:
-            ValueError: the directory cannot be written to.
-        """
-        # pandas and matplotlib take about a second: not for --help to wait for
-        from bench.record.metrics import frame  # noqa: PLC0415
-        from bench.report import conclude, order, terminal, write  # noqa: PLC0415
-
-        results = frame(run)
-        rows = order.records(results)
-        self.console().print()  # below the lines of the cases
-        self.finish(
-            rows,
-            ends,
-            files=[*files, *(write.write(directory, run) if directory else ())],
-            lines=[*conclude.lines(rows, len(run.pending)), *lines],
-            table=table or terminal.summary(results),
-        )
 
     def finish(
         self,

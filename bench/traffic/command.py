@@ -4,20 +4,31 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from bench.workers import parent
-from bench import listings
-from bench.traffic import counters as traffic_counters
-from bench.kernels.report.watch import watching
-from bench.terminal.options import OUTPUT_OPTIONS, UNJUDGED, Exit, epilog, grouped, names
+from bench.machine.command import device_found
+from bench.terminal import tables
+from bench.terminal.exits import UNJUDGED, Exit
+from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, names
 from bench.terminal.output import Output
+from bench.terminal.progress import bar
+from bench.traffic import counters as traffic_counters
+from bench.traffic.machines import MACHINES
 from bench.traffic.schemes import all_schemes, scheme_of
-from bench.traffic.types import MACHINES, Counted, Request
+from bench.traffic.types import Counted, Request
 from bench.types import Ceilings, Device, Mode, Precision
+from bench.workers.entry import remote
+from bench.workers.parent import call
 from resnet.models.table import DEPTHS
+
+if TYPE_CHECKING:
+    from bench.machine import ceilings
+    from bench.traffic import worker
+else:
+    ceilings = remote("bench.machine.ceilings")
+    worker = remote("bench.traffic.worker")
 
 REDUCTION = 32  # of the sides of images, until the last stage
 
@@ -35,12 +46,18 @@ REDUCTION = 32  # of the sides of images, until the last stage
 @click.argument("model")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="train", show_default=True, help="Kind of step.")
 @click.option(
-    "--precision", type=click.Choice(get_args(Precision)), default="bf16", show_default=True, help="Of activations."
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="bf16",
+    show_default=True,
+    help="Precision of the activations.",
 )
 @click.option("--batch", "batch_size", type=int, default=256, show_default=True, help="Images of a step.")
 @click.option("--image-size", type=int, default=224, show_default=True, help="Height and width of images in pixels.")
 @click.option(
-    "--paths", type=names, help="Of `resbench list paths`, and inductor, cudnn-fused, folded. [default: one of a kind]"
+    "--paths",
+    type=names,
+    help="Names from `resbench list paths`, and inductor, cudnn-fused, folded. [default: one of a kind]",
 )
 @click.option(
     "--device",
@@ -97,11 +114,12 @@ def traffic(
     if page is not None:
         _require_writable(page)
     output = Output(quiet=quiet, as_json=as_json)
-    name, ceilings = _ceilings(device, precision)
-    found = parent.call("bench.traffic.worker:count", request)
-    with watching(output.console()) as watch:
+    name, rates = _ceilings(device, precision)
+    found = call(worker.count, request)
+    with bar(output.console()) as progress:
+        task = progress.add_task("counting", total=None)
         seen, unseen = (
-            traffic_counters.read(request, lambda scheme: watch.phase(f"counters of {scheme}"))
+            traffic_counters.read(request, lambda scheme: progress.update(task, description=f"counters of {scheme}"))
             if counters and name == "cuda"
             else ((), ())
         )
@@ -109,7 +127,7 @@ def traffic(
         request=request,
         traffic=tuple(sorted(found, key=lambda of: -of.bytes)),
         device=name,
-        ceilings=ceilings,
+        ceilings=rates,
         seen=seen,
         unseen=unseen,
     )
@@ -118,7 +136,7 @@ def traffic(
 
 def _known(model: str) -> str:
     if model not in DEPTHS:
-        raise ValueError(f"unknown model {model!r}: choose of {', '.join(DEPTHS)}")
+        raise ValueError(f"unknown model {model!r}: choose from {', '.join(DEPTHS)}")
     return model
 
 
@@ -152,14 +170,14 @@ def _ceilings(device: str | None, precision: Precision) -> tuple[str, Ceilings]:
     """The device whose floor is wanted, and its rates: those of its data sheet, or measured here in some seconds."""
     if device in MACHINES:
         return device, MACHINES[device].ceilings
-    found = parent.call("bench.machine.doctor:has_cuda")
-    if device == "cuda" and not found:
-        raise ValueError(f"torch finds no CUDA device here: name one by its data sheet, of {', '.join(MACHINES)}")
-    here = device or ("cuda" if found else "cpu")
-    ceilings: Ceilings = parent.call("bench.machine.ceilings:measure_ceilings", here, [precision])
-    if precision not in ceilings.matmul_flops_per_s:
+    here = device_found()
+    if device == "cuda" and here != "cuda":
+        raise ValueError(f"torch finds no CUDA device here: name one by its data sheet: {', '.join(MACHINES)}")
+    here = cast("Device | None", device) or here
+    rates = call(ceilings.measure_ceilings, here, [precision])
+    if precision not in rates.matmul_flops_per_s:
         raise ValueError(f"{here} does not run {precision} here: choose another --precision, or name a --device")
-    return here, ceilings
+    return here, rates
 
 
 def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bool) -> None:
@@ -171,14 +189,14 @@ def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bo
     if not output.as_json:
         console = output.console()
         for scheme, lines in report.by_operation(counted) if layers else ():
-            console.print(listings.table(lines, title=scheme))
-        console.print(listings.table(report.by_part(counted), title="MB/image"))
+            console.print(tables.table(lines, title=scheme))
+        console.print(tables.table(report.by_part(counted), title="MB/image"))
     output.finish(
         rows,
         Exit.VALID,
         files=files,
         lines=[f"floor of {report.rates(counted)}", *counted.unseen],
-        table=listings.table(report.totals(counted), later=report.LATER),
+        table=tables.table(report.totals(counted), later=report.LATER),
     )
 
 

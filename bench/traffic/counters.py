@@ -14,10 +14,11 @@ from dataclasses import replace
 
 import msgspec
 
-from bench.workers import parent
-from bench.workers.errors import WorkerError
 from bench.traffic.schemes import scheme_of
 from bench.traffic.types import Request, Seen
+from bench.workers.child import announce
+from bench.workers.errors import WorkerError
+from bench.workers.parent import Terms
 from resnet.paths import PATHS
 
 TIMEOUT_S = 600.0  # of a scheme
@@ -62,15 +63,14 @@ def read(request: Request, on_scheme: Callable[[str], None]) -> tuple[tuple[Seen
 def _isolated(ncu: str, request: Request) -> Seen | str:
     """In a worker, with which all that `ncu` has started ends."""
     try:
-        found: Seen | str = parent.call("bench.traffic.counters:count", ncu, request, timeout_s=TIMEOUT_S)
+        return Terms(timeout_s=TIMEOUT_S).call(count, ncu, request)
     except WorkerError as error:
         return str(error)
-    return found
 
 
 def count(ncu: str, request: Request) -> Seen | str:
     """The sums over the kernels of a step of the request's one scheme, or the reason why there are none."""
-    parent.announce("profiling")
+    announce("profiling")
     child = [sys.executable, "-m", "bench.traffic.profiled", msgspec.json.encode(request).decode()]
     plain = os.environ | {"LC_ALL": "C"}  # which characters part thousands and decimals
     ran = subprocess.run(  # noqa: S603 - the tool named by PATH

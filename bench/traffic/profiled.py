@@ -1,6 +1,7 @@
 """One step of a scheme with data, for a profiler to watch: `python -m bench.traffic.profiled REQUEST`. Worker side.
 
-The networks are those that are counted (`bench.traffic.worker`), so that loss, optimizer and casts are left out here as there.
+The networks are those that are counted (`bench.traffic.worker`), so that loss, optimizer and casts are left out here as
+there.
 """
 
 import sys
@@ -12,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.inputs import make_model
-from bench.machine.ceilings import DTYPES
-from bench.traffic.worker import as_counted, fused, images
 from bench.traffic.schemes import runs_without_data
 from bench.traffic.types import Request
-from resnet.folded.layers import fold
+from bench.traffic.worker import as_counted, fused, images
+from resnet.folded.network import fold
 from resnet.folded.products import fold_into_products
 from resnet.models.resnet import ResNet
 from resnet.paths import PATHS
-from resnet.program import set_product_precision
+from resnet.precision import DTYPES, set_product_precision
 
 SEED = 0
 WARMUP_STEPS = 3  # compilation, cuDNN's search, choices by measuring, and the allocator's first requests

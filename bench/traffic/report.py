@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.report.markdown import templates
-from bench.report.order import MODE_WORDS, Record
-from bench.report.columns import Column, table
+from bench.render.files import replace_file
+from bench.render.records import MODE_WORDS, Record
+from bench.render.tables import Column, table
+from bench.render.templates import templates
 from bench.render.text import MISSING, code, prose, rate, ratio, significant
-from bench.report.write import replace_file
+from bench.traffic.machines import MACHINES
 from bench.traffic.schemes import DECLARED, scheme_of
-from bench.traffic.types import MACHINES, Counted, Operation, Traffic
+from bench.traffic.types import Counted, Operation, Traffic
 from resnet.paths import PATHS, PATHS_BY_NAME
 
 MEGA, GIGA = 1e6, 1e9
@@ -132,7 +133,7 @@ def write_page(counted: Counted, file: Path, command: str) -> Path:
         ValueError: it cannot be written.
     """
     request = counted.request
-    text = templates.get_template("traffic.md.j2").render(
+    text = templates.get_template("traffic/traffic.md.j2").render(
         command=command,
         request=request,
         mode=MODE_WORDS[request.mode],

@@ -7,7 +7,17 @@ DECLARED, with the formulas of `bench.traffic.formulas` and the reason.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.traffic.formulas import (Formula, Part, folded_forward, fused_backward, fused_forward, inductor_backward, inductor_forward, inductor_inference, products_forward)
+from bench.traffic.formulas import (
+    Formula,
+    Part,
+    folded_forward,
+    fused_backward,
+    fused_forward,
+    inductor_backward,
+    inductor_forward,
+    inductor_inference,
+    products_forward,
+)
 from bench.traffic.types import Direction, Operation
 from bench.types import Mode
 from resnet.paths import PATHS, PATHS_BY_NAME, Path
@@ -91,7 +101,7 @@ def scheme_of(name: str, mode: Mode) -> str:
         ValueError: an unknown name, or one without this mode.
     """
     if name not in DECLARED and name not in PATHS_BY_NAME:
-        raise ValueError(f"unknown path {name!r}: choose of {', '.join(dict.fromkeys([*PATHS_BY_NAME, *DECLARED]))}")
+        raise ValueError(f"unknown path {name!r}: choose from {', '.join(dict.fromkeys([*PATHS_BY_NAME, *DECLARED]))}")
     modes = PATHS_BY_NAME[name].modes if name in PATHS_BY_NAME else DECLARED[name].modes()
     if mode not in modes:
         raise ValueError(f"{name} has no mode {mode}: it runs in {', '.join(modes)}; choose another path or --mode")

@@ -1,8 +1,8 @@
 """A step without data, operation by operation: what runs on the device "meta", seen while it runs. Worker side.
 
-Kernels of the project are recorded and say themselves what they move (`kernels.launch.runtime.Budget`). Calls of a library
-are seen by a dispatch mode, also inside the project's ops: the bytes of their tensors, each once but for _TOUCHES, and
-FLOPs by torch.utils.flop_counter. Views cost nothing.
+Kernels of the project are recorded and say themselves what they move (`kernels.launch.runtime.Budget`). Calls of a
+library are seen by a dispatch mode, also inside the project's ops: the bytes of their tensors, each once but for
+_TOUCHES, and FLOPs by torch.utils.flop_counter. Views cost nothing.
 """
 
 import math

@@ -12,17 +12,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bench.machine.ceilings import DTYPES
 from bench.traffic.formulas import Layer, Part
 from bench.traffic.schemes import DECLARED, operations
 from bench.traffic.steps import ARCHITECTURE, blocks, covered, step
 from bench.traffic.types import Request, Traffic
-from kernels.products.block_chain import chainable
 from kernels.launch.runtime import recorded
+from kernels.products.block_chain import chainable
 from resnet.fused.fuse import fuse
-from resnet.models.resnet import Bottleneck, ResNet, build_model
+from resnet.models.build import build_model
+from resnet.models.resnet import Bottleneck, ResNet
 from resnet.paths import PATHS_BY_NAME
-from resnet.program import set_product_precision
+from resnet.precision import DTYPES, set_product_precision
 
 
 def count(request: Request) -> list[Traffic]:

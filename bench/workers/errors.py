@@ -1,4 +1,10 @@
-"""How an error is said in a line, and the errors of workers. Standard library only."""
+"""How an error is said in a line, whose it is, and the errors of workers. Standard library only."""
+
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OURS = tuple(f"{ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))  # where the files of ours lie
 
 
 class WorkerError(Exception):
@@ -17,3 +23,9 @@ def describe(error: BaseException) -> str:
     """One line: the type and the first line of the message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_for_people(error: ValueError) -> bool:
+    """Whether we raised it, to say what was wrong: those of libraries are mistakes of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(OURS)

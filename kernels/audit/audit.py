@@ -1,15 +1,16 @@
 """Compiles every kernel for every GPU it is written for, without one, and says what is wrong with what came out.
 
-What is compiled are the launches that `kernels.launch.runtime.recorded` lists, forward and backward (a block in evaluation
-mode has no backward pass); those that differ in nothing that the compiler sees are compiled once. Of each is asked:
+What is compiled are the launches that `kernels.launch.runtime.recorded` lists, forward and backward (a block in
+evaluation mode has no backward pass); those that differ in nothing that the compiler sees are compiled once. Of each is
+asked:
 
 - No spill: no stack frame, which is where ptxas puts the registers that do not suffice.
 - 128-bit accesses of every activation where the layout allows them: channels_last with a multiple of 16 bytes in a
   pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW; in
   products where the channels of all are multiples of 16, which the compiler has to know. Activations are the
   floating-point arguments [N, C, ...] that are neither filters nor partial sums, except the gradient behind a pooling:
-  each pixel picks its own. `kernels.audit.ptx` tells whose an access is; the narrowest of each argument counts, and none at
-  all is a fault too.
+  each pixel picks its own. `kernels.audit.ptx` tells whose an access is; the narrowest of each argument counts, and
+  none at all is a fault too.
 - Shared memory within what the architecture gives to a program.
 """
 
@@ -27,13 +28,13 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
+from kernels.audit.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
 from kernels.batch_norm.statistics import update_running_statistics
 from kernels.bottleneck.forms import BlockForm
-from kernels.audit.compilation import DTYPES, Compilation, Figures, compiled, occupancy, of_call
 from kernels.kernel import Kernel, Shape
-from kernels.products.cublas import CUBLAS
-from kernels.products.operands import SPECIALISED
 from kernels.launch.runtime import ARCHITECTURES, Call, recorded
+from kernels.products.cublas import CUBLAS
+from kernels.products.plans import SPECIALISED
 from kernels.table import FORMS as FUSED
 
 RUNNING_STATISTICS = "running statistics"
@@ -236,7 +237,8 @@ def faults(subject: Subject, figures: Figures) -> Iterator[str]:
     """What is wrong with a kernel, and what to do about it."""
     machine = ARCHITECTURES[subject.compilation.arch]
     smaller = (
-        f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch/passes.py, or kernels/products/tiles.py)"
+        f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch/passes.py, or "
+        "kernels/products/tiles.py)"
     )
     if figures.stack_bytes or figures.spill_bytes:
         yield (

@@ -20,7 +20,8 @@ Touches (times that a tensor of x's size is read or written; one is 2 bytes an e
 The end of a block keeps its ReLU mask as one bit an element (1/16 touch in bf16 each time). Elsewhere the mask is found
 again from x by the operations, in the order and with the rounding, of the forward pass, so that y is not kept for it.
 Second passes walk every run of rows backwards: what the first has read last is still in L2. Running statistics are not
-updated here (`kernels.batch_norm.statistics` does it, in one launch): an op that autograd differentiates changes no input.
+updated here (`kernels.batch_norm.statistics` does it, in one launch): an op that autograd differentiates changes no
+input.
 """
 
 from functools import partial
@@ -32,12 +33,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
-from kernels.batch_norm.statistics import partial_statistics
 from kernels.batch_norm.backward import Activation, bn_backward
-from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch.passes import Matrix, dense, empty_laid_out_like, laid_out_like, launch
 from kernels.batch_norm.normalise import branch, kept, normalised
+from kernels.batch_norm.statistics import partial_statistics
+from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
+from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.launch.layout import Matrix, dense, empty_laid_out_like, laid_out_like
+from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
 from kernels.launch.tiles import pack_bits, tile_offsets
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
 from kernels.batch_norm.act import bn_act_forward
 from kernels.batch_norm.backward import bn_backward
 from kernels.kernel import Norm, require_fitting
+from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
 from kernels.launch.runtime import triton_op
 
 _NOT_TRANSPOSED = (False, [0, 0])  # and the padding of its output

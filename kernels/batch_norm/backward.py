@@ -10,7 +10,8 @@ launch of its own, and no atomics) and writes dx, walking every run of rows back
 read last is still in L2. In evaluation the statistics are constants and the terms behind g vanish: `_reduce` writes dx
 at once. A projected shortcut, bn(x) + bn(z), shares g: both of its gradients come out of the same two passes.
 
-Touches (see `kernels.batch_norm.act`): R dy x, R dy x, W dx; for a residual R dy x, W g, R g x, W dx, g being its gradient.
+Touches (see `kernels.batch_norm.act`): R dy x, R dy x, W dx; for a residual R dy x, W g, R g x, W dx, g being its
+gradient.
 """
 
 from typing import Literal, NamedTuple
@@ -20,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.batch_norm.normalise import kept, normalised, saved_statistics, shift_of
 from kernels.batch_norm.statistics import MERGED_RUNS
 from kernels.kernel import NO_NORM, Norm
-from kernels.launch.passes import Matrix, Pass, dense, laid_out_like, launch
-from kernels.batch_norm.normalise import kept, normalised, saved_statistics, shift_of
+from kernels.launch.layout import Matrix, dense, laid_out_like
+from kernels.launch.passes import Pass, launch
 from kernels.launch.runtime import require_runnable, wrap_triton
 from kernels.launch.tiles import pixel_offsets, tile_offsets, unpack_bits
 

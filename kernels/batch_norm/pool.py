@@ -22,12 +22,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
-from kernels.batch_norm.statistics import partial_statistics
 from kernels.batch_norm.backward import bn_backward
-from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch.passes import Matrix, dense, empty_laid_out_like, launch
 from kernels.batch_norm.normalise import branch, kept, normalised
+from kernels.batch_norm.statistics import partial_statistics
+from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
+from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.launch.layout import Matrix, dense, empty_laid_out_like
+from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
 from kernels.launch.tiles import pixel_offsets
 

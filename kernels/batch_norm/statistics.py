@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch.passes import Matrix, launch
+from kernels.launch.layout import Matrix
+from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
 from kernels.launch.tiles import tile_offsets
 

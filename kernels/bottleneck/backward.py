@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels.launch.autograd import differentiable_once, present
 from kernels.batch_norm.act import bn_act_forward
 from kernels.batch_norm.backward import bn_backward, bn_gradient
 from kernels.bottleneck.parts import CONV1, CONV2, CONV3, PROJECTION, Geometry, Kept, channels_last, norms_of
-from kernels.products.filter_gradient import filter_gradient, merged_filter_gradient
-from kernels.gram.covariance import Source
 from kernels.gram.backward import inner_filters, parameter_gradients
+from kernels.gram.covariance import Source
 from kernels.gram.inner_gradient import inner_gradient
-from kernels.products.input_gradient import input_gradient
 from kernels.kernel import Norm
-from kernels.products.operands import require_products
+from kernels.launch.autograd import differentiable_once, present
 from kernels.launch.runtime import triton_op
+from kernels.products.filter_gradient import filter_gradient, merged_filter_gradient
+from kernels.products.input_gradient import input_gradient
+from kernels.products.plans import require_products
 
 
 @triton_op("resbench::bottleneck_backward", opaque=True)

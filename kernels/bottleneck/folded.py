@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.bottleneck.parts import channels_last
+from kernels.launch.runtime import triton_op
 from kernels.products.block_chain import block_chain
 from kernels.products.block_end import Branch, block_end
-from kernels.bottleneck.parts import channels_last
-from kernels.products.operands import require_products
-from kernels.launch.runtime import triton_op
+from kernels.products.plans import require_products
 
 
 class Constants(NamedTuple):

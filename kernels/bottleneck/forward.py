@@ -5,9 +5,9 @@
     out = relu(bn3(conv1x1(y2)) + bn4(conv1x1(x)))      "projection"
 
 Neither the last convolution's result nor that of the projection exists, forward or backward, nor does y2: the
-statistics of a 1x1 convolution come from the covariance of its input (`kernels.gram.covariance`), and BatchNorm's backward pass
-through it from products over all rows (`kernels.gram.backward`). Kept for the backward pass: x, x1, x2, a mask of one
-bit an element, and vectors; y1 too where `keep` says so, else it is made again. conv2 is cuDNN's.
+statistics of a 1x1 convolution come from the covariance of its input (`kernels.gram.covariance`), and BatchNorm's
+backward pass through it from products over all rows (`kernels.gram.backward`). Kept for the backward pass: x, x1, x2, a
+mask of one bit an element, and vectors; y1 too where `keep` says so, else it is made again. conv2 is cuDNN's.
 
 One training step, the touches of tensors with rows; of the widest tensor (x and out, 4 times the others) alone in
 parentheses:
@@ -33,19 +33,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.launch.autograd import absent, present
-from kernels.batch_norm.statistics import partial_statistics
-from kernels.products.block_end import Branch, block_end
 from kernels.batch_norm.act import bn_act_forward
+from kernels.batch_norm.statistics import partial_statistics
 from kernels.bottleneck.backward import bottleneck_backward
 from kernels.bottleneck.parts import CONV1, CONV2, CONV3, PROJECTION, Geometry, Kept, channels_last, convolve, norms_of
-from kernels.products.conv_statistics import conv_statistics
 from kernels.gram.covariance import gram_source
-from kernels.kernel import Norm
-from kernels.launch.passes import Matrix
-from kernels.products.operands import require_products
 from kernels.gram.statistics import result_statistics
+from kernels.kernel import Norm
+from kernels.launch.autograd import absent, present
+from kernels.launch.layout import Matrix
 from kernels.launch.runtime import triton_op
+from kernels.products.block_end import Branch, block_end
+from kernels.products.conv_statistics import conv_statistics
+from kernels.products.plans import require_products
 
 
 @triton_op("resbench::bottleneck", opaque=True)

@@ -2,9 +2,9 @@
 
     y1 = relu(bn1(conv1x1(x))),  x2 = conv2(y1),  out = relu(bn3(conv1x1(relu(bn2(x2)))) + shortcut)
 
-`kernels.products.block_end` for the products, the second with bn2 and its ReLU on the way in and the shortcut, projected or not,
-on the way out; conv2 is cuDNN's. Filters are multiplied as they are: a BatchNorm is a line behind them, in fp32, so
-that nothing is rounded that eager does not round.
+`kernels.products.block_end` for the products, the second with bn2 and its ReLU on the way in and the shortcut,
+projected or not, on the way out; conv2 is cuDNN's. Filters are multiplied as they are: a BatchNorm is a line behind
+them, in fp32, so that nothing is rounded that eager does not round.
 
 Moves (identity): R x, W y1; R y1, W x2; R x2, R x, W out.
 """
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.products.block_end import Branch, block_end
 from kernels.bottleneck.parts import CONV1, CONV2, CONV3, PROJECTION, Geometry, channels_last, convolve
 from kernels.kernel import Norm
-from kernels.launch.passes import Matrix
-from kernels.products.operands import require_products
+from kernels.launch.layout import Matrix
 from kernels.launch.runtime import triton_op
+from kernels.products.block_end import Branch, block_end
+from kernels.products.plans import require_products
 
 
 @triton_op("resbench::bottleneck_inference", opaque=True)

@@ -11,8 +11,8 @@
 // Bytes: the input is read once per pass over the weight's columns from cache, the weight once per chunk of pixels,
 // the output written once (and the residual read once). Subnormal bf16 numbers count as zero, as the instructions do.
 
-#include "avx512_direct.hpp"
-#include "avx512_winograd.hpp"
+#include "direct.hpp"
+#include "winograd.hpp"
 
 extern "C" int64_t direct_scratch(const Sizes* sizes) {
   const Conv conv{*sizes};

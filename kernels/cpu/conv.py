@@ -1,6 +1,6 @@
 """Convolution, bias, residual add and ReLU in one pass on CPUs with AVX512-BF16: direct, or by Winograd's F(2x2, 3x3).
 
-The device code is avx512_conv.cpp and the headers beside it; its first lines state the algorithms and their traffic.
+The device code is conv.cpp and the headers beside it; its first lines state the algorithms and their traffic.
 """
 
 import ctypes
@@ -131,7 +131,7 @@ def _call(layer: _Layer, shape: tuple[int, ...], threads: int) -> _Call:
 @cache
 def _functions(algorithm: Algorithm) -> tuple[Callable[..., None], Callable[..., int]]:
     """What convolves, and what says how many numbers of scratch it wants."""
-    library = load("avx512_conv.cpp")
+    library = load("conv.cpp")
     run, scratch = library[algorithm], library[f"{algorithm}_scratch"]
     run.argtypes = [ctypes.POINTER(_Sizes), *6 * (ctypes.c_void_p,)]  # x, weight, bias, residual, out, scratch
     scratch.restype = ctypes.c_int64

@@ -1,8 +1,8 @@
-// Direct convolution; avx512_conv.cpp shares it out to the threads.
+// Direct convolution; conv.cpp shares it out to the threads.
 
 #pragma once
 
-#include "avx512_product.hpp"
+#include "product.hpp"
 
 namespace {
 

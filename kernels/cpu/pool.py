@@ -1,4 +1,4 @@
-"""Max pooling 3x3, stride 2, padding 1, of bf16 on CPUs with AVX512-BF16. The device code is avx512_pool.cpp."""
+"""Max pooling 3x3, stride 2, padding 1, of bf16 on CPUs with AVX512-BF16. The device code is pool.cpp."""
 
 import ctypes
 
@@ -19,7 +19,7 @@ def avx512_max_pool2d(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     if x.dtype != torch.bfloat16 or c % _CHANNELS or not x.is_contiguous(memory_format=torch.channels_last):
         raise RuntimeError(f"takes bf16 tensors in channels_last with {_CHANNELS} channels at a time")
-    library = load("avx512_pool.cpp")
+    library = load("pool.cpp")
     out = torch.empty((n, c, (h + 1) // 2, (w + 1) // 2), dtype=x.dtype, memory_format=torch.channels_last)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, out))
     library.max_pool(*pointers, *map(ctypes.c_int64, (n, h, w, c, torch.get_num_threads())))

@@ -1,4 +1,4 @@
-// What the convolutions of avx512_conv.cpp share: a call, its register kernel, and the end of each output pixel.
+// What the convolutions of conv.cpp share: a call, its register kernel, and the end of each output pixel.
 
 #pragma once
 
@@ -21,7 +21,7 @@ constexpr int64_t kCache = 1 << 18;  // bytes of pixels, and of weight, that are
 constexpr int64_t kAhead = 4096;     // numbers of weight that are fetched into L2 before they are needed
 constexpr int64_t kFewGroups = 4;    // groups of rows a thread; with fewer, threads share the columns as well
 
-// kernels/avx512_conv.py has the same fields in the same order.
+// kernels/cpu/conv.py has the same fields in the same order.
 struct Sizes {
   int64_t n, h, w;
   int64_t c;  // input channels; a multiple of 16 for winograd

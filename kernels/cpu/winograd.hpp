@@ -1,8 +1,8 @@
-// Winograd's convolution by tiles of 2x2 output pixels; avx512_conv.cpp names the source.
+// Winograd's convolution by tiles of 2x2 output pixels; conv.cpp names the source.
 
 #pragma once
 
-#include "avx512_product.hpp"
+#include "product.hpp"
 
 namespace {
 

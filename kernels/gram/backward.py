@@ -1,7 +1,7 @@
 """BatchNorm's backward pass through a 1x1 convolution whose result does not exist: what has no rows.
 
-With D the gradient of the BatchNorm's result, P = D^T (y - centre), s = sum D (`kernels.products.filter_gradient`), and of the
-forward pass W, mean, r = 1 / sqrt(var + eps), a = weight r, V = W cov, delta = mean of y - centre, n rows:
+With D the gradient of the BatchNorm's result, P = D^T (y - centre), s = sum D (`kernels.products.filter_gradient`), and
+of the forward pass W, mean, r = 1 / sqrt(var + eps), a = weight r, V = W cov, delta = mean of y - centre, n rows:
 
     dbias = s
     dweight = r (sum over channels of P W  -  s (W delta))
@@ -16,10 +16,10 @@ a W and H are rounded once and then meet every row: in a sum of dy over rows, wh
 errors add up where those of single values average out. Hence h takes the mean of D back by the a W that was rounded,
 and where such a BatchNorm is, the diagonal of H, all of one sign along the sum, stays in the precision of sums.
 
-`_parameter_gradients` merges the parts of P and s; `_inner_filters` writes [a W; -H] for `kernels.gram.inner_gradient` in
-the dtype of the filters, and the diagonal of H apart. In fp16 a W may leave the range at its upper end (a filter whose
-result hardly varies, or a large weight) and at its lower end, and H, which is as small as the gradient, does at its
-lower one: each is multiplied by a power of two that brings it to LARGEST, and `unscale` takes that back.
+`_parameter_gradients` merges the parts of P and s; `_inner_filters` writes [a W; -H] for `kernels.gram.inner_gradient`
+in the dtype of the filters, and the diagonal of H apart. In fp16 a W may leave the range at its upper end (a filter
+whose result hardly varies, or a large weight) and at its lower end, and H, which is as small as the gradient, does at
+its lower one: each is multiplied by a power of two that brings it to LARGEST, and `unscale` takes that back.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gram.covariance import Source
-from kernels.kernel import Norm
 from kernels.batch_norm.normalise import saved_statistics
-from kernels.products.operands import merged, merged_at_once, product_precision, small_block
+from kernels.gram.covariance import Source
 from kernels.gram.statistics import small_precision
+from kernels.kernel import Norm
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.operands import merged
+from kernels.products.plans import merged_at_once, product_precision, small_block
 
 FILTERS = 16  # of a program of _parameter_gradients
 INTERPRETED_FILTERS = 128

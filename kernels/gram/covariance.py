@@ -22,11 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.kernel import Norm
-from kernels.launch.passes import Matrix
 from kernels.batch_norm.normalise import branch, kept, normalised
-from kernels.products.operands import (Pixels, ProductLaunch, activation_tile, merged, merged_at_once, product_precision, row_product_launch, small_block, source_rows)
+from kernels.kernel import Norm
+from kernels.launch.layout import Matrix
 from kernels.launch.runtime import TRITON, Budget, architecture, launch_kernel
+from kernels.products.operands import Pixels, activation_tile, merged, source_rows
+from kernels.products.plans import ProductLaunch, merged_at_once, product_precision, row_product_launch, small_block
 
 SAMPLED_ROWS = 128
 SAMPLED_CHANNELS = 64  # of a program

@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gram.covariance import Source
-from kernels.launch.passes import empty_laid_out_like
 from kernels.batch_norm.normalise import kept, saved_statistics
-from kernels.products.operands import (activation_product, masked_product, on_line, product_launch, product_precision, source_rows)
+from kernels.gram.covariance import Source
+from kernels.launch.layout import empty_laid_out_like
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.operands import activation_product, masked_product, on_line, source_rows
+from kernels.products.plans import product_launch, product_precision
 
 
 @triton.jit

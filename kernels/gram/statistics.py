@@ -22,11 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.batch_norm.normalise import rstd_and_scale, shift_of
 from kernels.gram.covariance import Source
 from kernels.kernel import Norm
-from kernels.batch_norm.normalise import rstd_and_scale, shift_of
-from kernels.products.operands import small_block
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.plans import small_block
 
 ROUNDINGS = 2  # in units of eps of sums, of the terms of a variance
 VARIED_FILTERS, VARIED_CHANNELS = 32, 32  # of a program of _varied, which multiplies as many channels at a time

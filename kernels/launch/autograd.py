@@ -39,7 +39,7 @@ def differentiable_once(op: Any) -> None:  # noqa: ANN401 - a CustomOpDef
     def refuse(ctx: Any, *gradients: Tensor) -> None:  # noqa: ANN401, ARG001 - torch's
         raise RuntimeError(
             f"{op._qualname} cannot be differentiated: fused BatchNorm has no second derivative; for double backward "
-            "(create_graph=True) take the plain network, resnet.fused.fuse.unfuse(model)"
+            "(create_graph=True) take the plain network, resnet.unfuse(model)"
         )
 
     op.register_autograd(refuse)

@@ -16,11 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.products.block_end import Branch
-from kernels.launch.passes import empty_laid_out_like
 from kernels.batch_norm.normalise import kept
-from kernels.products.operands import (LEAST_BLOCK, Pixels, activation_tile, filters_tile, on_line, product_launch, product_precision, scattered, source_rows)
+from kernels.launch.layout import empty_laid_out_like
 from kernels.launch.runtime import Budget, architecture, launch_kernel
+from kernels.products.block_end import Branch
+from kernels.products.operands import Pixels, activation_tile, filters_tile, on_line, source_rows
+from kernels.products.plans import LEAST_BLOCK, product_launch, product_precision, scattered
 
 MOST_CHANNELS = 128  # of y and of next
 MOST_PROJECTED = 64  # of the source of a projected shortcut
@@ -87,7 +88,8 @@ def block_chain(
 ) -> tuple[Tensor, Tensor]:
     """relu(branch + z + shortcut), and relu(bn'(conv1x1'(that))) of the next block.
 
-    As two calls of `kernels.products.block_end.block_end` would give, up to the order of sums: out is multiplied as stored.
+    As two calls of `kernels.products.block_end.block_end` would give, up to the order of sums: out is multiplied as
+    stored.
 
     Args:
         branch: the last convolution of the block, with stride 1.

@@ -3,9 +3,9 @@
     out = relu(bn(conv1x1(y)) + shortcut)
     out = relu(bn(conv1x1(y)) + bn_z(conv1x1(z)))        where the shortcut is projected
 
-y and z are `kernels.gram.covariance` sources: y = relu(bn(x)) is made on the way in, z is taken at a stride. Mean and variance of
-the convolution's result are known beforehand (`kernels.gram.statistics`, or running statistics), so that the result
-itself, the widest tensor of a block, is never written; nor is the projected shortcut.
+y and z are `kernels.gram.covariance` sources: y = relu(bn(x)) is made on the way in, z is taken at a stride. Mean and
+variance of the convolution's result are known beforehand (`kernels.gram.statistics`, or running statistics), so that
+the result itself, the widest tensor of a block, is never written; nor is the projected shortcut.
 
 Moves: R x of each source (of its strided rows), R filters, R shortcut, W out, W mask (a bit an element, in training).
 Work: 2 * rows * N * (K of every source).
@@ -18,11 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch.passes import empty_laid_out_like
 from kernels.batch_norm.normalise import kept
-from kernels.products.operands import Pixels, activation_product, on_line, product_launch, product_precision, source_rows
+from kernels.launch.layout import empty_laid_out_like
 from kernels.launch.runtime import Budget, launch_kernel
 from kernels.launch.tiles import pack_bits
+from kernels.products.operands import Pixels, activation_product, on_line, source_rows
+from kernels.products.plans import product_launch, product_precision
 
 
 @triton.jit

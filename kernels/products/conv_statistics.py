@@ -2,8 +2,8 @@
 
     out = conv1x1(x, filters, stride)
 
-The partial statistics are those of `kernels.batch_norm.statistics`, of the values as they are stored: for each run of rows
-the mean, and the squared deviations from it, summed around the mean of the run's first tile.
+The partial statistics are those of `kernels.batch_norm.statistics`, of the values as they are stored: for each run of
+rows the mean, and the squared deviations from it, summed around the mean of the run's first tile.
 
 Moves: R x (its strided rows alone), R filters, W out, W partial sums. Work: 2 * rows * K * N. Where cuBLAS was measured
 to be so much faster (`kernels.products.tiles`), it computes out, which is then read once more.
@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.batch_norm.statistics import partial_statistics
-from kernels.launch.passes import Matrix, empty_laid_out_like
-from kernels.products.cublas import as_rows, library_product
-from kernels.products.operands import (Pixels, activation_product, by_library, product_launch, product_of, product_precision, source_rows)
+from kernels.launch.layout import Matrix, empty_laid_out_like
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.cublas import as_rows, library_product
+from kernels.products.operands import Pixels, activation_product, source_rows
+from kernels.products.plans import by_library, product_launch, product_of, product_precision
 
 
 @triton.jit

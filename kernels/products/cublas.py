@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.products.tiles import Product
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.tiles import Product
 
 
 class _Cublas:

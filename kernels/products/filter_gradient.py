@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch.passes import Matrix
-from kernels.products.cublas import as_rows, library_product
-from kernels.products.operands import (Pixels, activation_tile, by_library, masked_tile, product_of, product_precision, row_product_launch, source_rows)
+from kernels.launch.layout import Matrix
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.cublas import as_rows, library_product
+from kernels.products.operands import Pixels, activation_tile, masked_tile, source_rows
+from kernels.products.plans import by_library, product_of, product_precision, row_product_launch
 
 
 @triton.jit

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch.passes import empty_laid_out_like
-from kernels.products.operands import Pixels, activation_product, masked_tile, product_launch, product_precision, spread_rows
+from kernels.launch.layout import empty_laid_out_like
 from kernels.launch.runtime import Budget, launch_kernel
+from kernels.products.operands import Pixels, activation_product, masked_tile, spread_rows
+from kernels.products.plans import product_launch, product_precision
 
 
 @triton.jit

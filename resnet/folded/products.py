@@ -1,7 +1,8 @@
 """Bottleneck networks for inference by products of our own: BatchNorm, shortcut and ReLU are part of each.
 
-Every part of the network is computed by the fastest of its ways, as in `resnet.folded.layers`, whose ways are among them. New
-are, for a block's first convolution, a product with BatchNorm and ReLU behind it, and for what follows (`BlockEnd`):
+Every part of the network is computed by the fastest of its ways, as in `resnet.folded.layers`, whose ways are among
+them. New are, for a block's first convolution, a product with BatchNorm and ReLU behind it, and for what follows
+(`BlockEnd`):
 
     product             conv2 alone; then bn2, the last convolution and the shortcut, projected or not, in one product
     chained             the same, and in the same kernel the next block's first convolution, of what is in registers
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.products.block_chain import chainable
 from kernels.bottleneck.folded import Constants, block_chained, block_product, line_of
 from kernels.launch.runtime import INTERPRETED, require_runnable
+from kernels.products.block_chain import chainable
 from resnet.folded.fastest import Fastest, Prepare, Way
-from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d, fold
+from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d
+from resnet.folded.network import fold
 from resnet.models.resnet import Bottleneck, ResNet
 
 Middle = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # y1 -> x2 and the line that it is still to be put on

@@ -5,10 +5,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from kernels.batch_norm.statistics import update_running_statistics
 from kernels.batch_norm.act import bn_act
 from kernels.batch_norm.act_conv import bn_act_conv
 from kernels.batch_norm.pool import bn_pool
+from kernels.batch_norm.statistics import update_running_statistics
 from kernels.kernel import Norm
 
 Activation = Literal["relu", "none"]

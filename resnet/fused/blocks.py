@@ -1,4 +1,4 @@
-"""Residual blocks and networks with fused BatchNorm; `resnet.fused.fuse` makes them of the plain ones, children and all."""
+"""Residual blocks and networks with fused BatchNorm; `resnet.fused.fuse` makes them of plain ones, children and all."""
 
 import torch
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 """Residual networks with fused BatchNorm, and back: the same parameters, the same state_dict.
 
-Known are the blocks and networks of `resnet.models.resnet` and of torchvision (ResNet, ResNeXt and Wide ResNet are one class
-there): they have the same children. A fused module is the plain one with another class, so that parameters, buffers,
-names and hooks stay where they are.
+Known are the blocks and networks of `resnet.models.resnet` and of torchvision (ResNet, ResNeXt and Wide ResNet are one
+class there): they have the same children. A fused module is the plain one with another class, so that parameters,
+buffers, names and hooks stay where they are.
 """
 
 import copy
@@ -33,8 +33,8 @@ def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.M
     Args:
         model: a ResNet of ours or of torchvision, or any module that holds their blocks. It is left as it is.
         rebuild: keep no outputs inside blocks for the backward pass, see `FusedBatchNormAct2d.into`.
-        gram: make each bottleneck one node that never writes its widest tensors, see `kernels.bottleneck.forward`. Those that
-            cannot be are fused layer by layer, and named in the warning.
+        gram: make each bottleneck one node that never writes its widest tensors, see `kernels.bottleneck.forward`.
+            Those that cannot be are fused layer by layer, and named in the warning.
     """
     twin = _twin(model)
     left, layer_by_layer = [], []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kernels.bottleneck.forward import bottleneck
 from kernels.bottleneck.inference import bottleneck_inference, norm_line
 from kernels.bottleneck.parts import Geometry
-from kernels.products.operands import multiplies
+from kernels.products.plans import multiplies
 from resnet.fused.batch_norm import FusedBatchNormAct2d, autocasts, has_hooks, is_plain, values
 from resnet.fused.blocks import FusedBottleneck
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from resnet.models.table import DEPTHS
 from resnet.models.resnet import ResNet
+from resnet.models.table import DEPTHS
 
 SOCKET_TIMEOUT_S = 20.0  # of one connect or read: a firewall that drops packets would hang for minutes
 NAMED = 3  # how many offending keys an error names

@@ -11,8 +11,18 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.kernels.ops import Function, operands_of
-from bench.kernels.timing import (Timed, backward_calls, cache_bytes, compiled, forward_calls, prepared, quiet_device, rotated, sets)
+from bench.kernels.operands import Function, operands_of
+from bench.kernels.timing import (
+    Timed,
+    backward_calls,
+    cache_bytes,
+    compiled,
+    forward_calls,
+    prepared,
+    quiet_device,
+    rotated,
+    sets,
+)
 from bench.kernels.types import Direction, Op, Shape
 from bench.machine.requirements import INTERPRETED_REASON
 from bench.measure.timing import CLOCKS

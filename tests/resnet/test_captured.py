@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.support.graphs_on_cpu import GraphOnCpu
-from tests.support.shallow_programs import EAGER, make_batch, make_program, relative, run
 from torch import Tensor
 
 from resnet.paths import PATHS_BY_NAME, Path
 from resnet.program import LOSS_SCALE, Program
+from tests.support.graphs_on_cpu import GraphOnCpu
+from tests.support.shallow_programs import EAGER, make_batch, make_program, relative, run
 
 ON_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 

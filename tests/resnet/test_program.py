@@ -5,24 +5,16 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tests.support.processes import PATIENCE_S
-from tests.support.shallow_programs import CLASSES, EAGER, make_batch, make_model, make_program, relative, run
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from bench.machine.requirements import fp16_runs_on_cpu, why_unsupported
 from bench.types import Case
 from resnet.paths import PATHS, PATHS_BY_NAME, Need, Path
-from resnet.program import (
-    LEARNING_RATE,
-    LOSS_SCALE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    Mode,
-    Precision,
-    Program,
-    set_product_precision,
-)
+from resnet.precision import Mode, Precision, set_product_precision
+from resnet.program import LEARNING_RATE, LOSS_SCALE, MOMENTUM, WEIGHT_DECAY, Program
+from tests.support.processes import PATIENCE_S
+from tests.support.shallow_programs import CLASSES, EAGER, make_batch, make_model, make_program, relative, run
 
 COMPILED = [path for path in PATHS if path.compile_mode is not None]
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.batch_norm import act, pool
-from kernels.launch import passes, runtime
 from kernels.kernel import Kernel, Norm, Operands, Shape, make_operands
+from kernels.launch import passes, runtime
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Run = Callable[[Operands, bool], Tensor]
@@ -186,3 +187,15 @@ def _underneath(op: CustomOpDef) -> Callable[..., object]:
     parts = {"forward": op._init_fn, "setup_context": setup, "backward": backward}
     plain: Any = type("Plain", (torch.autograd.Function,), {name: staticmethod(part) for name, part in parts.items()})
     return cast("Callable[..., object]", plain.apply)
+
+
+STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "every other channel": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "a window": lambda x: F.pad(x, (1, 2, 2, 1))[:, :, 2:-1, 1:-2],
+    "some channels of channels_last": lambda x: torch.cat([x, x], dim=1)
+    .contiguous(memory_format=torch.channels_last)[:, : x.shape[1]],
+    "height and width changed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels before images": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "one image for all": lambda x: x[:1].expand_as(x),
+    "one column for all": lambda x: x[..., :1].expand_as(x),
+}  # fmt: skip

@@ -31,7 +31,7 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
 
-from bench.kernels.ops import launches
+from bench.kernels.operands import launches
 from bench.kernels.types import Op
 from kernels.audit.compilation import of_call
 from kernels.kernel import Kernel, Operands, make_operands
@@ -45,7 +45,9 @@ GPU = DeviceProperties(type="cuda", index=0, multi_processor_count=132, cc=90, m
 class Graph:
     """A graph that was compiled."""
 
-    compiled: list[dict[str, Any]] = field(default_factory=list)  # of our kernels, each as kernels.audit.compilation has it
+    compiled: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of our kernels, each as kernels.audit.compilation has it
     made: list[int] = field(default_factory=list)  # by each launch of a kernel of Inductor's own, the tensors written
 
 

@@ -10,8 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.workers import parent
+from bench.measure import malloc
+from bench.run import case_run
 from bench.types import Case, Reference, Settings
+from bench.workers import child as workers_child
 
 LOADED_BEFORE = frozenset(sys.modules)  # when the worker came to its entry
 
@@ -33,12 +35,12 @@ def inherited() -> dict[str, bool]:
 
 
 def complain() -> None:
-    parent.announce("digging")
+    workers_child.announce("digging")
     raise KeyError("no such bone\nand a second line")
 
 
 def segfault() -> None:
-    parent.announce("digging")
+    workers_child.announce("digging")
     ctypes.string_at(0)
 
 
@@ -55,7 +57,7 @@ def leave(code: int, politely: bool) -> None:
 def hang(pids: Path) -> None:
     """Start a child, write both process ids to `pids`, and sleep."""
     child = subprocess.Popen(["sleep", "1000"])  # noqa: S607 - wherever sleep is
-    parent.announce("digging")
+    workers_child.announce("digging")
     half = pids.with_suffix(".half")
     half.write_text(f"{os.getpid()} {child.pid}")
     half.rename(pids)
@@ -63,7 +65,7 @@ def hang(pids: Path) -> None:
 
 
 def stop_in_the_middle_of_its_answer() -> None:
-    connection = parent._connection
+    connection = workers_child._connection
     assert connection is not None
     os.write(connection.fileno(), (1000).to_bytes(4) + b"the first of a thousand bytes")
     os._exit(7)
@@ -80,7 +82,7 @@ def take_turns(step_ms: float) -> str:
         asked += 1
         return [step_ms]
 
-    parent.serve(reply)
+    workers_child.serve(reply)
     return f"asked {asked} times"
 
 
@@ -92,7 +94,7 @@ def shout(words: str) -> None:
 def litter() -> str:
     """Leave a temporary file behind and hang: the way to it goes through the phase."""
     _, name = tempfile.mkstemp()
-    parent.announce(name)
+    workers_child.announce(name)
     time.sleep(1000)
     return name
 
@@ -130,7 +132,7 @@ def page_faults(case: Case, settings: Settings, role: str) -> int:
 
     program = WritesAnew()
     if role == "case":
-        setattr(worker._CaseRun, "check_and_measure", lambda _: program.steps())  # noqa: B010
+        setattr(case_run.CaseRun, "check_and_measure", lambda _: program.steps())  # noqa: B010
         against = Reference(batch_size=1, note="", files=(), eager_errors=())
         worker.run_case(case, settings, against, None, False)
     elif role == "baseline":
@@ -170,7 +172,7 @@ def peak_after_timing() -> int:
 
     program, images = Scatters(), torch.ones(1)
     start = memory.baseline()
-    with memory.freed_is_kept("cpu"):
+    with malloc.freed_is_kept("cpu"):
         for _ in range(5):
             program.step()
         found = memory.measure(program, images, images, baseline_bytes=start)  # type: ignore[arg-type]
@@ -207,3 +209,11 @@ def places() -> dict[str, bool]:
         "temporary": Path(tempfile.mkdtemp()).parent.name.startswith("resbench-worker-"),
         "home": Path.home().is_dir() and os.access(Path.home(), os.W_OK),
     }
+
+
+def lie() -> int:
+    return "many"  # type: ignore[return-value]
+
+
+def misread() -> int:
+    return int("nine")

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.exhaustive import exhaustive
 from torch import Tensor
 
-from bench.kernels.ops import mapped
+from bench.kernels.operands import mapped
 from bench.kernels.parity import error
-from kernels.gram import covariance, backward, statistics
-from kernels.products import operands as product
-from kernels.launch import runtime
 from kernels.bottleneck.forms import BLOCKS, BlockForm, BlockOperands
+from kernels.gram import backward, covariance, statistics
 from kernels.kernel import Shape
-from kernels.products.operands import multiplies
+from kernels.launch import runtime
+from kernels.products import plans
+from kernels.products.plans import multiplies
 from kernels.products.tiles import ProductTile
+from tests.support.exhaustive import exhaustive
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP64 = multiplies(torch.float64)
@@ -31,9 +31,9 @@ SHAPE: Shape = (4, 24, 9, 10)  # no multiple of a tile anywhere
 
 Run = Callable[[BlockOperands, bool], Tensor]
 
-# error <= max(times * eager's, floor), as in `bench.parity.verdict`. At 16 bits a value within rounding of zero may change
-# sides of a ReLU, in one program and not in another: `bench.kernels.parity.error` sets the few largest differences
-# aside, and the multiplier is for the others. The floors are some units of rounding, where eager is lucky.
+# error <= max(times * eager's, floor), as in `bench.parity.verdict`. At 16 bits a value within rounding of zero may
+# change sides of a ReLU, in one program and not in another: `bench.kernels.parity.error` sets the few largest
+# differences aside, and the multiplier is for the others. The floors are some units of rounding, where eager is lucky.
 TIMES = {torch.float64: 4.0, torch.float32: 4.0, torch.bfloat16: 3.0, torch.float16: 3.0}
 FLOORS = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
@@ -81,7 +81,7 @@ def violations(form: BlockForm, operands: BlockOperands, run: Run | None = None)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs, splits and blocks, the last of each partial, as large tensors have them."""
     tile = ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(product, "product_tile", lambda _: tile)
+    monkeypatch.setattr(plans, "product_tile", lambda _: tile)
     interpreter = runtime.ARCHITECTURES["interpreter"]
     monkeypatch.setitem(runtime.ARCHITECTURES, "interpreter", replace(interpreter, multiprocessors=40))
     for module in (covariance, backward, statistics):

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from tests.support.shallow_programs import make_batch
 from torch import Tensor, nn
 
 from resnet.fused.fuse import fuse
 from resnet.fused.gram import GramBottleneck
+from tests.support.shallow_programs import make_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

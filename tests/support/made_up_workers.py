@@ -1,16 +1,18 @@
 """Workers that a test makes up, for the runner: what they answer, what they are asked, and how long all takes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.synthetic_runs import CASE, CEILINGS, ENVIRONMENT, result
 
-from bench.run import budget, phases, runner, shared, sitting, against_eager
-from bench.workers.parent import SERVING
+from bench.run import against_eager, budget, phases, runner, sitting
 from bench.types import Case, Cost, Environment, Plan, Reference, Result, Rounds, Run, Settings, Status
+from bench.workers.child import SERVING
+from bench.workers.entry import Entry
+from bench.workers.parent import Terms
+from tests.support.synthetic_runs import CASE, CEILINGS, ENVIRONMENT, result
 
 COST = Cost(flops=7, bytes=8)
 CPU_CASE = replace(CASE, device="cpu")
@@ -49,7 +51,7 @@ class Observer:
 
 
 class Workers:
-    """Stands in for `bench.workers.parent.call` and for the clock; every worker's time is made up as well."""
+    """Stands in for `bench.workers.parent.Terms` and for the clock; every worker's time is made up as well."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -67,33 +69,25 @@ class Workers:
         self.limits: list[float] = []  # seconds that workers of cases were given, one each time they were waited for
         self.baselines: dict[str, tuple[Case, ...]] = {}  # by key of the case
 
-    def call(
-        self,
-        entry: str,
-        *arguments: object,
-        timeout_s: float,
-        log: Path | None = None,
-        on_phase: Callable[[str], None] = lambda _: None,
-    ) -> object:
-        name = entry.removeprefix("bench.run.worker:")
-        self.calls.append((name, arguments))
-        assert timeout_s > 0
-        if name not in ("survey", "ceilings", "inspect", "weights_problem"):
-            self.limits.append(timeout_s)
-        if log is not None:
-            log.write_text("what the worker said")
-        if name == "fits":
-            on_phase("build")
-        return getattr(self, f"_{name}")(*arguments)
+    def call(self, terms: Terms, entry: Entry, *arguments: object) -> object:
+        assert entry.module == "bench.run.worker"
+        self.calls.append((entry.function, arguments))
+        assert terms.timeout_s > 0
+        if entry.function not in ("survey", "ceilings", "inspect", "require_weights"):
+            self.limits.append(terms.timeout_s)
+        if terms.log is not None:
+            terms.log.write_text("what the worker said")
+        if entry.function == "fits":
+            terms.on_phase("build")
+        return getattr(self, f"_{entry.function}")(*arguments)
 
     @contextmanager
-    def started(self, entry: str, *arguments: object, log: Path | None = None) -> Iterator["TalkingWorker"]:
-        name = entry.removeprefix("bench.run.worker:")
-        self.calls.append((name, arguments))
-        if log is not None:
-            log.write_text("what the worker said")
+    def started(self, terms: Terms, entry: Entry, *arguments: object) -> Iterator["TalkingWorker"]:
+        self.calls.append((entry.function, arguments))
+        if terms.log is not None:
+            terms.log.write_text("what the worker said")
         yield TalkingWorker(
-            lambda: getattr(self, f"_{name}")(*arguments), serves=bool(arguments[-1]), limits=self.limits
+            lambda: getattr(self, f"_{entry.function}")(*arguments), serves=bool(arguments[-1]), limits=self.limits
         )
 
     def compare(
@@ -122,8 +116,9 @@ class Workers:
     def _inspect(self, cases: tuple[Case, ...]) -> object:
         return {case.key: (self.costs.get(case.key, COST), self.missing.get(case.path, "")) for case in cases}
 
-    def _weights_problem(self, *_: object) -> str:
-        return self.weights_problem
+    def _require_weights(self, *_: object) -> None:
+        if self.weights_problem:
+            raise ValueError(self.weights_problem)
 
     def _prepare_reference(self, case: Case, _: Settings, rates: object, scratch: Path) -> Reference:
         assert rates == self.ceilings
@@ -156,11 +151,18 @@ class TalkingWorker:
         self.result, self.serves, self.limits = result, serves, limits
         self.phases = ["build"]
 
+    def answer_or_serving(self, timeout_s: float, on_phase: Callable[[str], None]) -> object:
+        return SERVING if self._waits(timeout_s, on_phase) else self.result()
+
     def answer(self, timeout_s: float, on_phase: Callable[[str], None]) -> object:
+        assert not self._waits(timeout_s, on_phase)
+        return self.result()
+
+    def _waits(self, timeout_s: float, on_phase: Callable[[str], None]) -> bool:
         self.limits.append(timeout_s)
         while self.phases:
             on_phase(self.phases.pop())
-        return SERVING if self.serves else self.result()
+        return self.serves
 
     def dismiss(self) -> None:
         assert self.serves
@@ -170,9 +172,15 @@ class TalkingWorker:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     workers = Workers()
-    for module in (budget, shared, sitting):
-        monkeypatch.setattr(module, "call", workers.call)
-    monkeypatch.setattr(sitting, "started", workers.started)
+
+    def call(terms: Terms, entry: Entry, *arguments: object) -> object:
+        return workers.call(terms, entry, *arguments)  # looked up now: tests replace it
+
+    def started(terms: Terms, entry: Entry, *arguments: object) -> AbstractContextManager[TalkingWorker]:
+        return workers.started(terms, entry, *arguments)
+
+    monkeypatch.setattr(Terms, "call", call)
+    monkeypatch.setattr(Terms, "started", started)
     monkeypatch.setattr(against_eager, "compare", workers.compare)
     for module in (budget, phases, runner, sitting):
         monkeypatch.setattr(module, "monotonic", workers.monotonic)
@@ -199,3 +207,7 @@ def sit(
 
 def statuses(run: Run) -> list[str]:
     return [f"{result.case.path} {result.status}" for result in run.results]
+
+
+def lines(directory: Path, kind: str) -> int:
+    return (directory / "results.jsonl").read_text().count(f'{{"type":"{kind}"')

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from resnet.models.table import DEPTHS, Depth
 from resnet.models.resnet import ResNet
+from resnet.models.table import DEPTHS, Depth
 
 NARROW18, NARROW17, NARROW10 = "narrow-resnet18", "narrow-resnet17", "narrow-resnet10"
 DIVISOR = 8

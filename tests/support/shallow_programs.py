@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.support.narrow_networks import NARROW10
 from torch import Tensor, nn
 
-from resnet.models.resnet import ResNet, build_model
+from resnet.models.build import build_model
+from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME, Path
-from resnet.program import Mode, Precision, Program
+from resnet.precision import Mode, Precision
+from resnet.program import Program
+from tests.support.narrow_networks import NARROW10
 
 CLASSES = 10
 EAGER = PATHS_BY_NAME["eager"]

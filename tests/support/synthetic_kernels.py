@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tests.support.synthetic_runs import CEILINGS, ENVIRONMENT
-
 from bench.kernels.types import Check, Contender, Direction, KernelRun, Op, Outcome, Request, Row, Survey
 from bench.types import Rounds, TensorError
+from tests.support.synthetic_runs import CEILINGS, ENVIRONMENT
 
 CACHE = 50 << 20
 MODEL = "resnet50"

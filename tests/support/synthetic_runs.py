@@ -2,7 +2,11 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
+from bench.record.metrics import frame
+from bench.report.order import records
+from bench.report.write import write
 from bench.types import (
     Case,
     Ceilings,
@@ -199,3 +203,9 @@ def plausible(case: Case) -> Result:
         choices={"layer1.0.conv1": "fused", "layer1.0.conv2": "separate"} if case.path == "folded" else {},
         cost=Cost(flops=4 * 10**9 * batch, bytes=10**8),
     )
+
+
+def written(directory: Path, of: Run) -> list[Path]:
+    """The report files of a run, written to a directory as a command does."""
+    table = frame(of)
+    return write(directory, of, table, records(table))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import kernels.runtime  # before anything imports Triton
+import kernels.launch.runtime  # before anything imports Triton
 
 # isort: split
 import torch
@@ -27,17 +27,17 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from triton.backends.compiler import GPUTarget
 
-import kernels.batch_statistics
-import kernels.bn_act
-import kernels.bn_backward
-import kernels.bn_pool
-import kernels.launch
+import kernels.batch_norm.act
+import kernels.batch_norm.backward
+import kernels.batch_norm.pool
+import kernels.batch_norm.statistics
+import kernels.launch.passes
 from kernels.batch_norm.statistics import update_running_statistics
 from kernels.kernel import Kernel, make_operands
 from kernels.table import KERNELS
 
 Backend = Callable[..., Any]
-MODULES = (kernels.batch_statistics, kernels.bn_act, kernels.bn_backward, kernels.bn_pool)
+MODULES = (kernels.batch_norm.statistics, kernels.batch_norm.act, kernels.batch_norm.backward, kernels.batch_norm.pool)
 ARCH = "sm_90"
 SHAPE = (8, 64, 28, 28)
 
@@ -55,7 +55,7 @@ class TargetOnly:
 def pretend() -> None:
     """CPU tensors stand for a GPU's."""
     triton.runtime.driver.set_active(TargetOnly())
-    vars(kernels.launch)["architecture"] = lambda: kernels.runtime.ARCHITECTURES[ARCH]
+    vars(kernels.launch.passes)["architecture"] = lambda: kernels.launch.runtime.ARCHITECTURES[ARCH]
     for module in MODULES:
         vars(module)["require_runnable"] = lambda device: None  # noqa: ARG005
 

@@ -6,18 +6,31 @@ from pathlib import Path
 
 import msgspec
 
-from bench.kernels.types import Contender, KernelRun, Survey
-from bench.render import csv
-from bench.report import plots
 from bench.kernels.report import roofline
+from bench.kernels.report.roofline import SERIES
 from bench.kernels.report.rows import CONTENDERS, frame, records, shape_name, whole
 from bench.kernels.report.totals import JUDGED_STEP, NORMS, RATIO_TARGETS, Total, judged, target, totals
-from bench.report.markdown import fact_table, templates
-from bench.report.order import Record, grouped
-from bench.kernels.report.roofline import SERIES
-from bench.report.columns import Column, Part, table
-from bench.render.text import (MISSING, code, count, integer, listing, percent, prose, rate, ratio, scientific, significant, size)
-from bench.report.write import replace_file
+from bench.kernels.types import Contender, KernelRun, Survey
+from bench.render import csv, figures
+from bench.render.facts import fact_table
+from bench.render.files import replace_file
+from bench.render.records import Record, grouped
+from bench.render.tables import Column, Part, table
+from bench.render.templates import templates
+from bench.render.text import (
+    MISSING,
+    code,
+    count,
+    integer,
+    listing,
+    percent,
+    prose,
+    rate,
+    ratio,
+    scientific,
+    significant,
+    size,
+)
 
 MODES = {"train": "training", "eval": "evaluation"}
 LIBRARY = "cublas"  # the name of a launch that is a library's, see `kernels.products.cublas`
@@ -35,7 +48,7 @@ def write(directory: Path, run: KernelRun) -> list[Path]:
         "report.md": render(run, rows, tuple(pictures)).encode(),
         "results.csv": csv.render(frame(rows)).encode(),
         "results.json": msgspec.json.encode(run) + b"\n",
-        **{f"plots/{name}.{kind}": plots.encode(of, kind) for name, of in pictures.items() for kind in plots.KINDS},
+        **{f"plots/{name}.{kind}": figures.encode(of, kind) for name, of in pictures.items() for kind in figures.KINDS},
     }
     try:
         return [replace_file(directory / name, data) for name, data in files.items()]
@@ -48,7 +61,7 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
     where = run.survey
     timed = [row for row in rows if row["copy_ms"] is not None]
     launched = judged(rows, where.cache_bytes) if where.device == "cuda" else []
-    text = templates.get_template("kernels.md.j2").render(
+    text = templates.get_template("kernels/report/kernels.md.j2").render(
         run=run,
         where=where,
         copy_rate=rate(where.ceilings.copy_bytes_per_s, "B/s"),

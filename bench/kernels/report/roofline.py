@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.kernels.report.rows import CONTENDERS, shape_name, whole
 from bench.kernels.types import Contender
 from bench.render.figures import FRONTIER, PALETTE, STYLE
-from bench.kernels.report.rows import CONTENDERS, shape_name, whole
-from bench.report.order import Record, grouped
+from bench.render.records import Record, grouped
 from bench.render.text import rate
 
 

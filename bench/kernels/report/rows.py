@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from bench.kernels.types import Check, Contender, Direction, KernelRun, Op, Outcome, Row
-from bench.report.order import Record
+from bench.render.records import Record
 from bench.stats import Interval, median_interval, speedups
 from bench.types import Status
 

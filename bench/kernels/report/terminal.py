@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench import listings
-from bench.kernels.types import KernelRun
+from bench.kernels.report.roofline import SERIES
 from bench.kernels.report.rows import CONTENDERS, shape_name, whole
 from bench.kernels.report.totals import RATIO_TARGETS, Total, totals
-from bench.report.order import Record
-from bench.kernels.report.roofline import SERIES
+from bench.kernels.types import KernelRun
+from bench.render.records import Record
 from bench.render.text import percent, ratio, ratio_spread, significant
+from bench.terminal import tables
 from bench.terminal.sheet import Axis, Column, Form, Sheet
 
 AXES_OF_SUMS = (Axis("network", "network"), Axis("dtype", "dtype"), Axis("work", "work"))
@@ -27,7 +27,7 @@ def summary(run: KernelRun, rows: list[Record]) -> Sheet:
         shown = [_sum(run, total) for total in sums]
         return Sheet(rows=shown, columns=_SUMS, axes=AXES_OF_SUMS, title="all work of one step", elsewhere=ELSEWHERE)
     calls = [_call(row) for row in whole(rows)]
-    return listings.table(calls, axes=AXES_OF_CALLS, later=LATER, elsewhere=ELSEWHERE)
+    return tables.table(calls, axes=AXES_OF_CALLS, later=LATER, elsewhere=ELSEWHERE)
 
 
 def _sum(run: KernelRun, total: Total) -> Record:

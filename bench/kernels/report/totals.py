@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from bench.kernels.types import Contender, is_block
 from bench.kernels.report.rows import CONTENDERS, RATIOS, whole
-from bench.report.order import Record, grouped
+from bench.kernels.types import Contender, is_block
+from bench.render.records import Record, grouped
 from bench.stats import Interval
 
 # Per cent of its roofline that a launch on a tensor larger than the cache has to reach on a GPU: passes that stream

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from bench.kernels.types import Contender, Op, Outcome, Row
-from bench.run.watch import bar
+from bench.terminal.progress import bar
 from bench.terminal.wrapped import say
 
 SHOWN: tuple[Contender, ...] = ("fused", "eager", "compile")

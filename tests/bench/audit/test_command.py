@@ -10,21 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support import planted_kernels
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.support.processes import PATIENCE_S
 
-from bench.audit import worker as bench_audit
 from bench.audit import command as audit_command
-from bench.workers import parent
+from bench.audit import report
+from bench.audit import worker as bench_audit
 from bench.audit.worker import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, examine
 from bench.cli import main
 from bench.workers.errors import WorkerCrashedError
+from bench.workers.parent import Terms, call
 from kernels.audit.audit import FORMS, Subject, Use, Work, subjects
 from kernels.audit.compilation import DTYPES, Compilation, Figures, occupancy, of_call
 from kernels.launch.runtime import ARCHITECTURES, Call
+from tests.support import planted_kernels
+from tests.support.processes import PATIENCE_S
 from tests.support.repository import ROOT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -182,8 +183,7 @@ Verdict = tuple[dict[str, Any], list[str]]
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, Verdict]:
     """Of the planted kernels, really compiled."""
-    found: dict[str, Verdict] = parent.call("tests.support.planted_kernels:verdicts", list(planted_kernels.PLANTED), "sm_80")
-    return found
+    return call(planted_kernels.verdicts, list(planted_kernels.PLANTED), "sm_80")
 
 
 def test_nothing_is_wrong_with_a_good_kernel(verdicts: dict[str, Verdict]) -> None:
@@ -273,7 +273,7 @@ def test_the_table_shows_the_worst_of_each_form() -> None:
     narrow = ROW | {"forms": ["bn"], "main_bits": 16, "wide": False, "registers": 90, "limited_by": "threads"}
     worse = ROW | {"forms": ["bn"], "resident_warps": 8, "spill_bytes": 24, "faults": [FAULT]}
     broken = {"arch": "sm_80", "kernel": "_pool", "forms": ["stem"], "faults": ["does not compile"]}
-    bn, relu, stem = audit_command.summary([ROW, narrow, worse, broken])
+    bn, relu, stem = report.summary([ROW, narrow, worse, broken])
     assert bn == {
         "arch": "sm_90", "kernel": "_apply", "form": "bn", "faults": 1, "compiled": 3, "registers": 90, "spilled B": 24,
         "stack B": 0, "shared B": 4112, "load bits": 128, "store bits": 128, "main bits": 128,
@@ -285,7 +285,7 @@ def test_the_table_shows_the_worst_of_each_form() -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("-q",), ("--json",)])
 def test_a_fault_fails_the_command_by_name(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
-    monkeypatch.setattr(parent, "call", lambda *_, **__: [ROW, ROW | {"faults": [FAULT]}])
+    monkeypatch.setattr(Terms, "call", lambda *_: [ROW, ROW | {"faults": [FAULT]}])
     ended = CliRunner().invoke(main, ["audit", *arguments])
     assert ended.exit_code == 1
     assert ended.stderr == f"{FAULT}\n"
@@ -300,7 +300,7 @@ def test_a_dead_compiler_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object, **__: object) -> None:
         raise WorkerCrashedError("SIGKILL during 3/40")
 
-    monkeypatch.setattr(parent, "call", die)
+    monkeypatch.setattr(Terms, "call", die)
     ended = CliRunner().invoke(main, ["audit"])
     assert (ended.exit_code, ended.stdout) == (3, "")
     assert ended.stderr.startswith("Error: the audit has no answer: SIGKILL during 3/40; try fewer at a time")
@@ -318,7 +318,7 @@ def test_bad_usage_compiles_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(parent, "call")
+    monkeypatch.delattr(Terms, "call")
     ended = CliRunner().invoke(main, ["audit", *arguments])
     assert (ended.exit_code, ended.stdout) == (2, "")
     for word in words:
@@ -326,9 +326,27 @@ def test_bad_usage_compiles_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
+OF_NORM = {"_partial_statistics", "_apply", "_reduce", "_gradient"}
+OF_BLOCK = {
+    "_conv_statistics", "_prepare", "_gram", "_covariance", "_varied", "_filter_statistics", "_block_end",
+    "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("forms", "kernels"),
+    [
+        ("running statistics", {"_update_running"}),
+        pytest.param(
+            "bn,stem,bottleneck,running statistics",
+            OF_NORM | {"_pool", "_update_running"} | OF_BLOCK,
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+)
+def test_some_kernels_from_end_to_end(tmp_path: Path, forms: str, kernels: set[str]) -> None:
     """A part of what the whole audit compiles."""
-    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", "bn,stem,bottleneck,running statistics")
+    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", forms)
     command = [
         sys.executable,
         "-m",
@@ -348,14 +366,11 @@ def test_some_kernels_from_end_to_end(tmp_path: Path) -> None:
     told = json.loads(ended.stdout)
     rows = told["rows"]
     assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)
-    assert {row["kernel"] for row in rows} == {
-        "_partial_statistics", "_apply", "_reduce", "_gradient", "_pool", "_update_running",
-        "_conv_statistics", "_prepare", "_gram", "_covariance", "_varied", "_filter_statistics", "_block_end",
-        "_filter_gradient", "_parameter_gradients", "_inner_filters", "_inner_gradient", "_input_gradient",
-    }  # fmt: skip
-    assert {row["layout"] for row in rows} == {"channels_last", "NCHW, 16", ""}
-    assert {mode for row in rows for mode in row["modes"]} == {"training", "evaluation"}
-    assert {row["main_bits"] for row in rows if row["wide"]} == {128}
+    assert {row["kernel"] for row in rows} == kernels
+    whole = forms != "running statistics"
+    assert {row["layout"] for row in rows} == ({"channels_last", "NCHW, 16", ""} if whole else {""})
+    assert {mode for row in rows for mode in row["modes"]} == ({"training", "evaluation"} if whole else {"training"})
+    assert {row["main_bits"] for row in rows if row["wide"]} == ({128} if whole else set())
     assert all(0 < row["registers"] <= 255 and row["resident_warps"] > 0 for row in rows)
     with (tmp_path / "a.csv").open(newline="") as file:
         written = list(csv.DictReader(file))

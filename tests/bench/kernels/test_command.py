@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tests.support.processes import PATIENCE_S
 from rich.console import Console
-from tests.support.synthetic_kernels import FAILED, ON_CPU, ON_GPU, OPS, outcome, untimed
 
-from bench.workers import parent
-from bench.kernels import run as kernel_run
 from bench.cli import main
-from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError
-from bench.workers.parent import SERVING
+from bench.kernels import run as kernel_run
 from bench.kernels.report.watch import watching
 from bench.kernels.types import KernelRun, Op, Outcome, Request, Survey
+from bench.workers.entry import Entry
+from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError
+from bench.workers.parent import Terms, refuse
+from tests.support.processes import PATIENCE_S
 from tests.support.repository import ROOT
+from tests.support.synthetic_kernels import FAILED, ON_CPU, ON_GPU, OPS, outcome, untimed
 
 Reply = Outcome | BaseException
 NAMES = {"report.md", "results.csv", "results.json", "roofline-bf16.svg", "roofline-bf16.png"}
@@ -38,25 +38,28 @@ class Workers:
     started: list[tuple[Op, ...]] = field(default_factory=list)  # what each worker was given
     waited: list[float] = field(default_factory=list)
 
-    def call(self, entry: str, *_arguments: object, **_options: object) -> object:
-        assert entry == "bench.kernels.worker:survey"
+    def call(self, entry: Entry, *_arguments: object) -> Survey:
+        assert str(entry) == "bench.kernels.worker:survey"
+        if isinstance(self.where, str):
+            refuse(self.where)
         return self.where
 
     @contextmanager
-    def start(self, entry: str, _where: Survey, pending: tuple[Op, ...]) -> Iterator["Workers"]:
-        assert entry == "bench.kernels.worker:serve_ops"
+    def start(self, entry: Entry, _where: Survey, pending: tuple[Op, ...]) -> Iterator["Workers"]:
+        assert str(entry) == "bench.kernels.worker:serve_ops"
         self.started.append(pending)
         self._left = iter(pending)
         yield self
 
-    def answer(self, _timeout_s: float) -> object:
-        return SERVING
+    def ready(self, _timeout_s: float) -> None:
+        pass
 
-    def ask(self, timeout_s: float) -> Outcome:
+    def ask(self, timeout_s: float, of: type[Outcome]) -> Outcome:
         self.waited.append(timeout_s)
         reply = self.reply(next(self._left))
         if isinstance(reply, BaseException):
             raise reply
+        assert isinstance(reply, of)
         return reply
 
 
@@ -65,8 +68,8 @@ def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     """Each test in an empty current directory."""
     made = Workers()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parent, "call", made.call)
-    monkeypatch.setattr(parent, "started", made.start)
+    monkeypatch.setattr(Terms, "call", lambda _, entry, *arguments: made.call(entry, *arguments))
+    monkeypatch.setattr(Terms, "started", lambda _, entry, *arguments: made.start(entry, *arguments))
     return made
 
 
@@ -206,8 +209,8 @@ def test_progress_names_what_went_wrong() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--depths", "19"), "unknown resnet19: choose of resnet18, "),
-        (("--dtypes", "fp8"), "unknown dtype fp8: choose of fp32, bf16, fp16"),
+        (("--depths", "19"), "unknown resnet19: choose from resnet18, "),
+        (("--dtypes", "fp8"), "unknown dtype fp8: choose from fp32, bf16, fp16"),
         (("--mode", "infer"), "'infer' is not one of 'train', 'eval'"),
         (("--shape", "1,64,1,1"), "'1,64,1,1' is no N,C,H,W with more than one value a channel"),
         (("--shape", "64,56,56"), "write e.g. 256,64,56,56"),
@@ -222,10 +225,10 @@ def test_bad_usage(workers: Workers, arguments: tuple[str, ...], message: str) -
 
 
 def test_what_the_survey_refuses_is_bad_usage(workers: Workers, tmp_path: Path) -> None:
-    workers.where = "unknown form relu: choose of bn"
+    workers.where = "unknown form relu: choose from bn"
     result = invoke("--forms", "relu")
     assert result.exit_code == 2
-    assert "Error: unknown form relu: choose of bn" in result.stderr
+    assert "Error: unknown form relu: choose from bn" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -1,21 +1,23 @@
 """The search for tiles: what is tried, what comes out to be pasted, and a product by a library where that is chosen."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, get_args
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.workers import parent
-from bench.kernels import search
 from bench.cli import main
-from bench.kernels.ops import Launched, launches, ops
-from bench.kernels.search import CANDIDATES, PRODUCT_CANDIDATES, questions, trials
-from bench.kernels.types import Op, Request, Trial
+from bench.kernels import search
+from bench.kernels.operands import Launched, launches
+from bench.kernels.ops import ops
 from bench.kernels.report.trials import paste, tables
-from kernels.products import tiles as product_tiles
+from bench.kernels.search import CANDIDATES, PRODUCT_CANDIDATES, Question, questions, trials
+from bench.kernels.types import Op, Request, Trial
+from bench.workers.parent import Terms
 from kernels.launch.passes import TILES, Pass, Tile
+from kernels.products import tiles as product_tiles
 from kernels.products.cublas import CUBLAS
 from kernels.products.tiles import Product, ProductTile, choice_for
 
@@ -25,7 +27,12 @@ MACHINE = "sm_90"
 
 def searched(*wanted: Op, timer: Callable[[Launched], float], budget_s: float | None = None) -> list[Trial]:
     """As for an H100, by an invented timer."""
-    return list(trials(questions(wanted, MACHINE, MACHINE), timer, MACHINE, budget_s))
+    return list(trials(asked(wanted), timer, MACHINE, budget_s))
+
+
+@cache
+def asked(wanted: tuple[Op, ...]) -> list[Question]:
+    return questions(wanted, MACHINE, MACHINE)
 
 
 def found(timer: Callable[[Launched], float], budget_s: float | None = None) -> list[Trial]:
@@ -54,7 +61,7 @@ def pasted(of: list[Trial], table: str) -> Any:  # noqa: ANN401 - a dict
 
 def test_a_search_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(parent, "call", lambda _entry, *given, **_options: search.search(*given))
+    monkeypatch.setattr(Terms, "call", lambda _, _entry, *given: search.search(*given))
     result = CliRunner().invoke(main, ["kernels", "--search"], prog_name="resbench")
     assert result.exit_code == 2
     assert "--search times launches on a GPU, and torch finds no CUDA device here" in " ".join(result.stderr.split())

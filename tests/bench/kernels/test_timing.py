@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.kernels.ops import launches, operands_of
+from bench.kernels.operands import launches, operands_of
 from bench.kernels.timing import Rotation, Timed, backward_calls, by_turns, copy_calls, launch_calls, prepared, sets
 from bench.kernels.types import Contender, Op
 from bench.types import Device

@@ -8,19 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.machine import environment
 from bench.kernels import worker
-from bench.kernels.worker import measure, survey
-from bench.kernels.ops import directions, filled, floor_bytes, launches, layers, middle_convolution, ops
+from bench.kernels.operands import directions, floor_bytes, launches, middle_convolution
+from bench.kernels.ops import filled, layers, ops
 from bench.kernels.types import Check, Direction, KernelMode, Op, Request, Survey
+from bench.kernels.worker import measure, survey
+from bench.machine import environment
 from bench.types import Ceilings, Device, Environment, TensorError
+from bench.workers.errors import is_for_people
 from kernels.bottleneck.forms import BLOCKS, BlockForm, BlockOperands
 from kernels.kernel import Operands
 from kernels.launch.passes import TILES, Tile, tile_for
 from kernels.launch.runtime import Call, recorded
 from kernels.table import FORMS, KERNELS
 from resnet.fused.fuse import fuse
-from resnet.models.resnet import build_model
+from resnet.models.build import build_model
+from tests.support.exhaustive import exhaustive
 
 DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
 ONLY_CPU = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a GPU does")
@@ -42,8 +45,8 @@ WHERE = Survey(
     ops=(SMALL,),
 )
 
-# Touches of tensors like x, and of tensors like y, that the mathematics asks for (see kernels/batch_norm/act.py, bn_pool.py):
-# forward and backward, in training and in evaluation.
+# Touches of tensors like x, and of tensors like y, that the mathematics asks for (see act.py and
+# pool.py in kernels/batch_norm): forward and backward, in training and in evaluation.
 Touches = tuple[tuple[int, int], tuple[int, int]]
 FLOORS: dict[str, dict[KernelMode, Touches]] = {
     "bn": {"train": ((2, 1), (3, 2)), "eval": ((1, 1), (2, 1))},
@@ -166,7 +169,7 @@ def test_a_block_needs_channels_in_its_middle(shape: tuple[int, int, int, int], 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(models=("resnet18",), forms=("dua",), batch_size=8), "unknown form dua: choose of bn, "),
+        (Request(models=("resnet18",), forms=("dua",), batch_size=8), "unknown form dua: choose from bn, "),
         (Request(models=("resnet18",), forms=("bottleneck",), batch_size=8), "bottleneck occurs in none of resnet18"),
         (Request(models=("resnet19",), batch_size=8), "unknown model 'resnet19'"),
     ],
@@ -174,9 +177,9 @@ def test_a_block_needs_channels_in_its_middle(shape: tuple[int, int, int, int], 
 def test_what_is_unknown_is_refused_and_not_measured(request_: Request, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops(request_)
-    refusal = survey(request_)
-    assert isinstance(refusal, str), "for the parent to raise: a worker's error would be a crash"
-    assert message in refusal
+    with pytest.raises(ValueError, match=message) as refused:
+        survey(request_)
+    assert is_for_people(refused.value), "else it would be a crash"
 
 
 # --- what they move ---------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_a_block_in_evaluation_runs_forward_alone_and_without_gradients(monkeypa
 
 
 @ONLY_CPU
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["eval", *exhaustive("train")])
 def test_a_block_is_timed_like_the_others_where_it_can_be(monkeypatch: pytest.MonkeyPatch, mode: KernelMode) -> None:
     monkeypatch.setattr(worker, "compiled", lambda function: function)
     outcome = measure(replace(SMALL, form="bottleneck", mode=mode), replace(WHERE, why_untimed="", cache_bytes=1))
@@ -386,4 +389,5 @@ def test_survey_tells_where_it_is() -> None:
 
 def test_survey_refuses_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "INTERPRETED", False)
-    assert "set TRITON_INTERPRET=1" in str(survey(Request(device="cpu")))
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1"):
+        survey(Request(device="cpu"))

@@ -143,7 +143,7 @@ def test_the_same_contents_have_the_same_hash(tmp_path: Path) -> None:
         os.utime(file, (1, 1))
         file.chmod(0o755)
     assert revision(first) == revision(second)
-    (second / "bench" / "timing.py").rename(second / "bench" / "renamed.py")
+    (second / "bench" / "measure" / "timing.py").rename(second / "bench" / "renamed.py")
     assert revision(first).name != revision(second).name
 
 

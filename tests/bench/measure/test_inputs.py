@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.inputs import make_batch, make_model
-from bench.parity.verdict import relative_error
-from resnet.models.resnet import ResNet, build_model
+from bench.parity.errors import relative_error
+from resnet.models.build import build_model
+from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from bench.measure import memory
-from bench.workers.parent import call
 from bench.measure.memory import baseline, graph_pool_bytes, measure, saved_storages
-from resnet.models.resnet import build_model
+from bench.workers.parent import call
+from resnet.models.build import build_model
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
+from tests.support import faulty
 
 BATCH, WIDTH, HIDDEN, CLASSES = 4, 32, 64, 10
 
@@ -138,7 +139,7 @@ def test_peak_of_the_loop_is_seen_and_earlier_peaks_are_not(batch: tuple[Tensor,
 
 
 def test_memory_that_was_kept_while_timing_is_not_in_the_peak() -> None:
-    assert 215e6 < call("tests.support.faulty:peak_after_timing") < 240e6
+    assert 215e6 < call(faulty.peak_after_timing) < 240e6
 
 
 def test_without_a_baseline_the_peak_is_unknown(batch: tuple[Tensor, Tensor]) -> None:

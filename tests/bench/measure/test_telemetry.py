@@ -5,9 +5,10 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from tests.support.processes import PATIENCE_S
 
-from bench.measure.telemetry import Sampler, others, process_bytes, snapshot, throttle_reasons
+from bench.machine.nvml import process_bytes, snapshot
+from bench.measure.telemetry import Sampler, others, throttle_reasons
+from tests.support.processes import PATIENCE_S
 
 UUID = "GPU-0f2c1d3e-0000-1111-2222-333344445555"
 

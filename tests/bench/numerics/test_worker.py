@@ -11,21 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.support.exhaustive import exhaustive
 from torch import Tensor
 
+from bench.cli import main
+from bench.kernels.types import Dtype
 from bench.numerics import block_errors, worker
 from bench.numerics.adversaries import ADVERSARIES, FORMS, Adversary
 from bench.numerics.block_errors import Watched, compare, error
 from bench.numerics.guards import GUARDS
-from bench.kernels.types import Dtype
-from bench.machine.ceilings import DTYPES
-from bench.numerics.types import TOLERANCES, Compared, Comparison, Measured
 from bench.numerics.report import page
+from bench.numerics.types import TOLERANCES, Compared, Comparison, Measured
 from bench.types import Device
-from kernels.gram import covariance
+from bench.workers.parent import Terms
 from kernels.bottleneck.forms import BlockOperands
-from kernels.products.operands import multiplies
+from kernels.gram import covariance
+from kernels.products.plans import multiplies
+from resnet.precision import DTYPES
+from tests.support.exhaustive import exhaustive
 from tests.support.repository import ROOT
 
 pytestmark = [
@@ -113,7 +115,7 @@ def test_every_guard_is_needed_by_a_case_and_put_back_after_it() -> None:
 # Ordinary operands at 16 bits: no worse than eager over the block.
 
 
-@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("precision", ["fp16", *exhaustive("bf16")])
 @pytest.mark.parametrize(
     ("form", "shape"),
     [
@@ -265,7 +267,8 @@ def test_a_small_run_writes_the_page_and_the_numbers(tmp_path: Path, monkeypatch
     monkeypatch.setattr(worker, "blocks", lambda: {"small block": ("bottleneck", (2, 16, 4, 4))})
     monkeypatch.setattr(worker, "ADVERSARIES", (case,))
     out = tmp_path / "new" / "page.md"
-    ended = CliRunner().invoke(worker.main, ["--out", str(out), "--device", DEVICE])
+    monkeypatch.setattr(Terms, "call", lambda _, _entry, *arguments: worker.write(*arguments))
+    ended = CliRunner().invoke(main, ["numerics", "--out", str(out), "--device", DEVICE])
     assert ended.exit_code == 0, ended.output
     text = out.read_text(encoding="utf-8")
     assert "| small block " in text
@@ -282,7 +285,7 @@ def test_a_small_run_writes_the_page_and_the_numbers(tmp_path: Path, monkeypatch
 
 
 def test_bad_use_is_told() -> None:
-    ended = CliRunner().invoke(worker.main, [])
+    ended = CliRunner().invoke(main, ["numerics"])
     assert ended.exit_code == 2
     assert "Missing option '--out'" in ended.output
-    assert "Examples:" in CliRunner().invoke(worker.main, ["--help"]).output
+    assert "Examples:" in CliRunner().invoke(main, ["numerics", "--help"]).output

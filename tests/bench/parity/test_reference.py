@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.other_programs import other_program
 from torch import nn
 
-from bench.machine import ceilings
-from bench.parity import locate, verdict, reference
-from bench.measure import memory
+from bench.measure import cost, memory
 from bench.measure.inputs import make_model
+from bench.parity import locate, reference, trajectory
 from bench.parity.locate import first_diverging_layer
 from bench.types import Case, Ceilings, Mode, Precision, Settings
 from resnet.models.resnet import ResNet
 from resnet.program import Program
+from tests.support.other_programs import other_program
 
 SETTINGS = Settings(parity_steps=1)
 RATE = 1e12  # FLOP/s of fp64 products
@@ -39,14 +38,14 @@ def case(**changes: object) -> Case:
 
 def test_precisions_share_the_trajectories_in_fp64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[str] = []
-    original = verdict.save_reference
+    original = trajectory.save_reference
 
-    def save(program: Program, state: dict[str, torch.Tensor], inputs: verdict.Batches, file: Path) -> None:
+    def save(program: Program, state: dict[str, torch.Tensor], inputs: trajectory.Batches, file: Path) -> None:
         assert program.precision == "fp64"
         saved.append(file.name)
         original(program, state, inputs, file)
 
-    monkeypatch.setattr(verdict, "save_reference", save)
+    monkeypatch.setattr(trajectory, "save_reference", save)
     cell = case(batch_size=2, image_size=32)
     fp32 = reference.prepare(cell, SETTINGS, RATES, tmp_path)
     assert len(saved) == len(set(saved)) == reference.CHECKS
@@ -69,7 +68,7 @@ def test_a_trajectory_half_written_is_not_used(tmp_path: Path, monkeypatch: pyte
 
     cell = case(batch_size=2, image_size=32)
     with monkeypatch.context() as patched:
-        patched.setattr(verdict, "save_reference", die)
+        patched.setattr(trajectory, "save_reference", die)
         with pytest.raises(KeyboardInterrupt):
             reference.prepare(cell, SETTINGS, RATES, tmp_path)
     assert list(tmp_path.iterdir())
@@ -91,7 +90,7 @@ def test_what_is_saved_is_the_plain_model_in_fp64(tmp_path: Path) -> None:
 
 
 def seconds(batch_size: int) -> float:
-    flops = ceilings.cost("resnet18", "infer", "fp32", batch_size, 64).flops
+    flops = cost.cost("resnet18", "infer", "fp32", batch_size, 64).flops
     return flops * SETTINGS.parity_steps * reference.CHECKS / (RATE * reference._REFERENCE_EFFICIENCY)
 
 
@@ -122,7 +121,7 @@ def test_the_time_of_an_emulated_precision_counts(precision: Precision, batch_si
 def test_the_batch_is_halved_until_the_memory_suffices(
     mode: Mode, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = share * ceilings.activation_bytes("resnet18", 2, 64, 8)
+    needed = share * cost.activation_bytes("resnet18", 2, 64, 8)
     monkeypatch.setattr(memory, "free_bytes", lambda _: needed / reference._USABLE_MEMORY * 1.01)
     made = reference.prepare(case(mode=mode), SETTINGS, RATES, tmp_path)
     assert made.batch_size == 2
@@ -130,15 +129,15 @@ def test_the_batch_is_halved_until_the_memory_suffices(
 
 
 def test_the_batch_is_halved_when_memory_runs_out_after_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = verdict.save_reference
+    original = trajectory.save_reference
 
-    def save(program: Program, state: dict[str, torch.Tensor], inputs: verdict.Batches, file: Path) -> None:
+    def save(program: Program, state: dict[str, torch.Tensor], inputs: trajectory.Batches, file: Path) -> None:
         batches = list(inputs)
         if len(batches[0][0]) > 1:
             raise torch.OutOfMemoryError("out of memory")
         original(program, state, iter(batches), file)
 
-    monkeypatch.setattr(verdict, "save_reference", save)
+    monkeypatch.setattr(trajectory, "save_reference", save)
     made = reference.prepare(case(), SETTINGS, RATES, tmp_path)
     assert made.batch_size == 1
     assert made.note
@@ -149,7 +148,7 @@ def test_no_batch_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def save(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(verdict, "save_reference", save)
+    monkeypatch.setattr(trajectory, "save_reference", save)
     with pytest.raises(torch.OutOfMemoryError):
         reference.prepare(case(), SETTINGS, RATES, tmp_path)
 

@@ -3,16 +3,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.narrow_networks import NARROW18
 from torch import Tensor, nn
 
-from bench.parity import verdict as parity, reference
 from bench.measure.inputs import make_batch, make_model
-from bench.parity.verdict import CEILING, FLIPS, TOLERANCES, relative_error, scale_error, tolerance, verdict
+from bench.parity import reference, tolerances, trajectory
+from bench.parity.errors import relative_error, scale_error
+from bench.parity.tolerances import CEILING, FLIPS, TOLERANCES, tolerance
+from bench.parity.verdict import verdict
 from bench.types import Case, Mode, Settings
 from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
-from resnet.program import Precision, Program
+from resnet.precision import Precision
+from resnet.program import Program
+from tests.support.narrow_networks import NARROW18
 
 STEPS = 2
 LARGE = 10**12  # values of a last stage so large that a flip in it is nothing
@@ -44,10 +47,10 @@ def program_and_state(model: ResNet, mode: Mode, precision: Precision = "fp32") 
 
 def run(program: Program, state: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor | None]:
     """The trajectory, kept."""
-    batches = parity.batches(2, 32, "cpu", seed=seed, steps=STEPS)
+    batches = trajectory.batches(2, 32, "cpu", seed=seed, steps=STEPS)
     return {
         name: None if tensor is None else tensor.detach().clone()
-        for name, tensor in parity.trajectory(program, state, batches)
+        for name, tensor in trajectory.trajectory(program, state, batches)
     }
 
 
@@ -101,9 +104,9 @@ def test_scale_error_sees_a_factor_and_not_what_is_orthogonal() -> None:
 def test_errors_compare_only_gradients_of_matrices_and_filters_by_scale(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "train", "fp64")
     file = tmp_path / "reference.pt"
-    parity.save_reference(exact, state, parity.batches(4, 64, "cpu", seed=1, steps=1), file)
+    trajectory.save_reference(exact, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
     program, _ = program_and_state(model, "train")
-    found = parity.errors(program, state, parity.batches(4, 64, "cpu", seed=1, steps=1), file)
+    found = trajectory.errors(program, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
     scaled = {name.split(":")[1] for name in found if name.startswith("scale:")}
     assert scaled == {f"{name}@1" for name, tensor in model.named_parameters() if tensor.dim() > 1}
     assert max(found[f"scale:{name}"] for name in scaled) < 1e-3
@@ -112,16 +115,20 @@ def test_errors_compare_only_gradients_of_matrices_and_filters_by_scale(model: R
     lower, _ = program_and_state(model, "train", "bf16")
     assert not [
         name
-        for name in parity.errors(lower, state, parity.batches(4, 64, "cpu", seed=1, steps=1), file)
+        for name in trajectory.errors(lower, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
         if name.startswith("scale:")
     ]
 
 
 def test_what_a_path_leaves_out_is_an_infinite_error(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "infer", "fp64")
-    parity.save_reference(exact, state, parity.batches(2, 32, "cpu", seed=1, steps=2), tmp_path / "reference.pt")
+    trajectory.save_reference(
+        exact, state, trajectory.batches(2, 32, "cpu", seed=1, steps=2), tmp_path / "reference.pt"
+    )
     program, _ = program_and_state(model, "infer")
-    found = parity.errors(program, state, parity.batches(2, 32, "cpu", seed=1, steps=1), tmp_path / "reference.pt")
+    found = trajectory.errors(
+        program, state, trajectory.batches(2, 32, "cpu", seed=1, steps=1), tmp_path / "reference.pt"
+    )
     assert list(found) == ["output@1", "output@2"]
     assert found["output@1"] < 1e-5
     assert found["output@2"] == inf
@@ -130,12 +137,12 @@ def test_what_a_path_leaves_out_is_an_infinite_error(model: ResNet, tmp_path: Pa
 def test_errors_are_the_same_every_time(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "train", "fp64")
     file = tmp_path / "reference.pt"
-    parity.save_reference(exact, state, parity.batches(2, 32, "cpu", seed=1, steps=STEPS), file)
+    trajectory.save_reference(exact, state, trajectory.batches(2, 32, "cpu", seed=1, steps=STEPS), file)
     first, second = (
-        parity.errors(
+        trajectory.errors(
             program_and_state(model, "train", "bf16")[0],
             state,
-            parity.batches(2, 32, "cpu", seed=1, steps=STEPS),
+            trajectory.batches(2, 32, "cpu", seed=1, steps=STEPS),
             file,
         )
         for _ in range(2)
@@ -199,7 +206,7 @@ def test_last_stage_values_are_what_its_smallest_relu_puts_out(model_name: str, 
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
     network(torch.randn(batch, 3, image, image))
-    assert parity.last_stage_values(batch, image) == min(sizes)
+    assert tolerances.last_stage_values(batch, image) == min(sizes)
 
 
 # The verdict.

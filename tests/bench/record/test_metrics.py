@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
+from bench.record.metrics import METRICS, frame
+from bench.record.rows import TIMED_STATUSES
+from bench.render import csv
+from bench.types import Case, Cost, Memory, Result, Rounds, Run, Status
 from tests.support.synthetic_runs import (
     CASE,
     CEILINGS,
@@ -24,11 +29,6 @@ from tests.support.synthetic_runs import (
     samples,
     sweep,
 )
-
-from bench.record.metrics import METRICS, frame
-from bench.render import csv
-from bench.record.rows import TIMED_STATUSES
-from bench.types import Case, Cost, Memory, Result, Rounds, Run, Status
 
 NAMED_COLUMNS = [
     "case", "model", "mode", "precision", "batch_size", "image_size", "path", "device", "world_size", "status",
@@ -314,7 +314,9 @@ def test_csv_has_empty_cells_whole_integers_and_infinities_but_never_nan() -> No
 
 
 def test_importing_metrics_imports_no_torch() -> None:
-    code = "import sys, bench.record.metrics, bench.report.write, bench.report.terminal; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, bench.record.metrics, bench.report.write, bench.report.terminal; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
 
 

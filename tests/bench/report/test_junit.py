@@ -6,10 +6,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from tests.support.synthetic_runs import CASE, FAILED, failed, result, run
 
 from bench.report import junit
 from bench.types import Case, Status
+from tests.support.synthetic_runs import CASE, FAILED, failed, result, run
 
 
 def written(tmp_path: Path, *pending: Case) -> dict[str, ET.Element]:

@@ -1,22 +1,22 @@
 """Reports: what is shown, what is left out, and that pictures are the same every time."""
 
-import json
 import re
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.exhaustive import exhaustive
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-from matplotlib.patches import Rectangle
+
+from bench.record.glossary import STATUSES, columns_markdown, statuses_markdown
+from bench.record.metrics import METRICS, frame
+from bench.report import markdown
+from bench.report.order import records
+from bench.report.terminal import summary
+from bench.types import FINE, Rounds, Run, Session, Status
+from tests.support.repository import ROOT
 from tests.support.screens import shown
 from tests.support.synthetic_runs import (
     CASE,
-    CEILINGS,
-    ENVIRONMENT,
     FAILED,
     PASSED,
     every_status,
@@ -26,24 +26,15 @@ from tests.support.synthetic_runs import (
     run,
     samples,
     sweep,
+    written,
 )
-
-from bench.record.metrics import METRICS, frame
-from bench.report import markdown, plots
-from bench.render import text
-from bench.record.glossary import STATUSES, columns_markdown, statuses_markdown
-from bench.report.order import records
-from bench.report.terminal import summary
-from bench.report.write import write
-from bench.types import FINE, Rounds, Run, Session, Status
-from tests.support.repository import ROOT
 
 COMPILE = replace(CASE, path="compile")
 README = ROOT / "reports" / "README.md"
 
 
 def rendered(run: Run) -> str:
-    return markdown.render(run, frame(run))
+    return markdown.render(run, records(frame(run)))
 
 
 def headings(report: str) -> list[str]:
@@ -59,49 +50,6 @@ def lines_with(report: str, *words: str) -> list[str]:
 
 
 # --- words ---
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (text.significant(1234.5), "1,234"),
-        (text.significant(12.345), "12.3"),
-        (text.significant(0.0012345), "0.00123"),
-        (text.significant(0.0), "0"),
-        (text.significant(None), text.MISSING),
-        (text.size(512), "512 B"),
-        (text.size(46_779_648), "44.6 MiB"),
-        (text.size(3 << 30), "3.00 GiB"),
-        (text.rate(989e12, "FLOP/s"), "989 TFLOP/s"),
-        (text.ratio(2.314, 2.281, 2.339), "2.31x [2.28, 2.34]"),
-        (text.ratio(1.0, 1.0, 1.0), "1.00x"),
-        (text.ratio(None), text.MISSING),
-        (text.interval(2345.0, 2331.0, 2360.0), "2,345 [2,331, 2,360]"),
-        (text.spread(2345.0, 2331.2, 2360.0), "2,345 ±15"),
-        (text.spread(31.4, 31.38, 31.41), "31.4 ±0.1"),
-        (text.spread(None, None, None), text.MISSING),
-        (text.ratio_spread(2.31, 2.28, 2.335), "2.31x ±0.03"),
-        (text.ratio_spread(1.0, 1.0, 1.0), "1.00x"),
-        (text.ratio_spread(None, None, None), text.MISSING),
-        (text.percent(12.34), "12 %"),
-        (text.percent(2.34), "2.3 %"),
-        (text.steps(float("inf")), "never"),
-        (text.steps(5000.0), "5,000"),
-        (text.scientific(0.00123), "1.2e-03"),
-        (text.scientific(float("inf")), "inf"),
-        (text.prose("a | <b>\n  c"), "a \\| &lt;b> c"),
-        (text.listing(["a", "b", "c"]), "a, b and c"),
-        (text.count(1, "case"), "1 case"),
-    ],
-)
-def test_values_as_text(shown: str, expected: str) -> None:
-    assert shown == expected
-
-
-def test_long_reasons_are_cut_with_a_sign() -> None:
-    shown = text.prose("word " * 1000)
-    assert len(shown) <= text.REASON_WIDTH
-    assert shown.endswith("…")
 
 
 # --- report.md ---
@@ -190,7 +138,7 @@ def test_without_eager_there_is_no_speedup() -> None:
 def test_parity_failed_rows_have_no_speed_anywhere(tmp_path: Path) -> None:
     """2345.678 img/s at 3.4106 ms: unique figures that may not appear in any file."""
     wrong = result(COMPILE, 3.4106, status=Status.PARITY_FAILED, reason="output@1 differs", parity=FAILED)
-    files = write(tmp_path, run(result(CASE, 4.0), wrong))
+    files = written(tmp_path, run(result(CASE, 4.0), wrong))
     report = (tmp_path / "report.md").read_text()
     (line,) = lines_with((tmp_path / "results.csv").read_text(), COMPILE.key)
     for figure in ("3.41", "2345", "2,345", "1.17"):  # step, throughput, speed-up
@@ -201,7 +149,7 @@ def test_parity_failed_rows_have_no_speed_anywhere(tmp_path: Path) -> None:
         assert "compile" not in section(report, heading)
     assert "**Parity failed for 1 case**" in report
     assert lines_with(section(report, "Parity"), "`compile`", "fail", "inf", "`layer1.0.conv1`")
-    assert "3.41" not in " ".join(shown(summary(frame(run(wrong))), 200))
+    assert "3.41" not in " ".join(shown(summary(records(frame(run(wrong)))), 200))
 
 
 def test_every_section_of_a_full_report() -> None:
@@ -366,121 +314,7 @@ def test_rows_are_in_reading_order() -> None:
 # --- plots ---
 
 
-def test_with_few_batches_bars_rank_the_paths_best_on_top() -> None:
-    grid = sweep(models=("resnet18",), precisions=("fp32",), batches=(8,))
-    figures = plots.figures(frame(grid))
-    names = [label.get_text() for label in figures["throughput"].axes[0].get_yticklabels()]
-    assert names[-1] == "compile-max-autotune, fp32"
-    assert names[0] == "eager, fp32"
-    leanest = [label.get_text() for label in figures["memory"].axes[0].get_yticklabels()]
-    assert leanest[-1] == "compile-max-autotune, fp32"
-    widths = [bar.get_bbox().width for bar in figures["throughput"].axes[0].patches if isinstance(bar, Rectangle)]
-    assert widths == sorted(widths)
-    assert widths[0] == pytest.approx(8e3 / (0.9 + 0.06 * 8))
-
-
-def test_with_many_batches_lines_run_over_them() -> None:
-    grid = sweep(models=("resnet18",), precisions=("fp32", "bf16"), batches=(1, 8, 64), paths=("eager", "compile"))
-    axes = plots.figures(frame(grid))["throughput"].axes
-    assert [axis.get_title() for axis in axes] == ["resnet18 inference", "resnet18 training"]
-    assert [len(axis.lines) for axis in axes] == [4, 4]
-    assert [np.asarray(line.get_xdata()).tolist() for line in axes[0].lines] == [[1, 8, 64]] * 4
-    assert np.asarray(axes[0].lines[0].get_ydata()).tolist() == pytest.approx(
-        [1e3 * b / (0.9 + 0.06 * b) for b in (1, 8, 64)]
-    )
-
-
-def test_colour_is_the_path_and_marker_the_precision() -> None:
-    grid = sweep(models=("resnet18",), batches=(1, 8, 64), paths=("eager", "compile"))
-    lines = plots.figures(frame(grid))["throughput"].axes[0].lines
-    assert len({line.get_color() for line in lines}) == 2
-    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 2
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 4
-
-
-def test_more_than_two_precisions_take_a_facet_each() -> None:
-    grid = sweep(models=("resnet18",), precisions=("fp32", "tf32", "bf16"), batches=(1, 8, 64), paths=("eager",))
-    titles = [axis.get_title() for axis in plots.figures(frame(grid))["throughput"].axes]
-    assert titles[:3] == ["resnet18 inference, fp32", "resnet18 inference, tf32", "resnet18 inference, bf16"]
-
-
-def test_the_frontier_is_what_nothing_beats_in_both() -> None:
-    points = {"a": (10, 100.0), "b": (10, 90.0), "c": (20, 95.0), "d": (30, 200.0), "e": (40, 200.0), "f": (5, 1.0)}
-    rows = [{"name": name, "peak_allocated_bytes": m, "images_per_s": s} for name, (m, s) in points.items()]
-    assert [row["name"] for row in plots.frontier(rows)] == ["f", "a", "d"]
-
-
-@pytest.mark.parametrize("batches", [(8,), *exhaustive((1, 8, 64))])
-def test_pictures_are_not_blank_and_the_same_every_time(batches: tuple[int, ...]) -> None:
-    grid = sweep(models=("resnet18",), batches=batches, paths=("eager", "compile"))
-
-    def draw() -> dict[str, Figure]:
-        return plots.figures(frame(grid))
-
-    assert list(draw()) == ["throughput", "memory", "pareto"]
-    for (name, figure), again in zip(draw().items(), draw().values(), strict=True):
-        svg, png = plots.encode(figure, "svg"), plots.encode(figure, "png")
-        assert svg == plots.encode(again, "svg"), name
-        assert png == plots.encode(again, "png"), name
-        assert b"<dc:date>" not in svg
-        assert np.unique(imread(BytesIO(png)).reshape(-1, 4), axis=0).shape[0] > 10
-
-
-def test_no_speed_no_pictures() -> None:
-    assert plots.figures(frame(run(failed(CASE, Status.OOM, "too large")))) == {}
-
-
 # --- files ---
-
-
-def test_write_returns_the_files_it_wrote(tmp_path: Path) -> None:
-    files = write(tmp_path, sweep(models=("resnet18",), batches=(8,), paths=("eager", "compile")))
-    pictures = {f"plots/{name}.{kind}" for name in ("throughput", "memory", "pareto") for kind in ("svg", "png")}
-    assert {str(file.relative_to(tmp_path)) for file in files} == {
-        "results.csv",
-        "report.md",
-        "environment.json",
-        *pictures,
-    }
-    found = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
-    assert found == {str(file.relative_to(tmp_path)) for file in files}  # no temporary file stays
-    links = re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text())
-    assert sorted(links) == ["plots/memory.svg", "plots/pareto.svg", "plots/throughput.svg"]
-
-
-def test_writing_again_replaces_and_removes_stale_pictures(tmp_path: Path) -> None:
-    write(tmp_path, run(result()))
-    (tmp_path / "results.jsonl").write_text("the journal")
-    write(tmp_path, run(pending=(CASE,)))
-    assert not list((tmp_path / "plots").iterdir())
-    assert "No case has a result yet" in (tmp_path / "report.md").read_text()
-    assert (tmp_path / "results.jsonl").read_text() == "the journal"
-
-
-def test_environment_json(tmp_path: Path) -> None:
-    write(tmp_path, run(result()))
-    content = json.loads((tmp_path / "environment.json").read_text())
-    assert content["hash"] == ENVIRONMENT.hash
-    assert content["facts"] == ENVIRONMENT.facts
-    assert "changed_sources" not in content
-    assert content["ceilings"]["copy_bytes_per_s"] == CEILINGS.copy_bytes_per_s
-    assert content["settings"]["confidence"] == 0.005
-
-
-def test_sources_that_are_not_as_committed_are_named(tmp_path: Path) -> None:
-    changed = replace(ENVIRONMENT, changed_sources=("bench/measure/timing.py", "kernels/launch/tiles.py"))
-    write(tmp_path, run(result(), environment=changed))
-    assert json.loads((tmp_path / "environment.json").read_text())["changed_sources"] == list(changed.changed_sources)
-    assert "| changed sources | bench/measure/timing.py and kernels/launch/tiles.py |" in re.sub(
-        " +", " ", (tmp_path / "report.md").read_text()
-    )
-
-
-def test_a_directory_that_cannot_be_written_is_a_plain_error(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("not a directory")
-    with pytest.raises(ValueError, match="cannot write the report"):
-        write(target, run(result()))
 
 
 # --- reports/README.md ---
@@ -496,7 +330,7 @@ def test_the_readme_explains_every_column_and_status() -> None:
 
 def test_the_readme_names_every_file_of_a_run(tmp_path: Path) -> None:
     readme = README.read_text()
-    for file in write(tmp_path, run(result())):
+    for file in written(tmp_path, run(result())):
         name = file.name if file.parent == tmp_path else f"plots/*{file.suffix}"
         assert f"`{name}`" in readme
 

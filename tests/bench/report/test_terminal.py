@@ -7,16 +7,17 @@ from itertools import product
 
 import pandas as pd
 import pytest
-from tests.support.screens import WIDTHS, console, lines, shown, together
-from tests.support.synthetic_runs import CASE, FAILED, MEMORY, every_status, failed, measurement, result, run, sweep
 
 from bench.record.metrics import frame
-from bench.report import conclude
 from bench.render import text
-from bench.report.order import Record, records
+from bench.render.records import Record
+from bench.report import closing
+from bench.report.order import records
 from bench.report.terminal import summary
-from bench.types import Case, Mode, Precision, Result, Run, Status
 from bench.terminal.wrapped import say
+from bench.types import Case, Mode, Precision, Result, Run, Status
+from tests.support.screens import WIDTHS, console, lines, shown, together
+from tests.support.synthetic_runs import CASE, FAILED, MEMORY, every_status, failed, measurement, result, run, sweep
 
 LONG_PATHS = ("eager", "compile-reduce-overhead", "compile-max-autotune", "triton-cuda-graph")
 STATUSES = (Status.VALID, Status.SHARED_GPU, Status.UNSTABLE, Status.PARITY_FAILED)
@@ -71,7 +72,7 @@ def rows(name: str) -> list[Record]:
 @AT_EACH_WIDTH
 @NAMES
 def test_every_row_is_one_line_of_whole_figures(name: str, width: int, terminal: bool) -> None:
-    found = shown(summary(table(name)), width, terminal=terminal)
+    found = shown(summary(records(table(name))), width, terminal=terminal)
     for row in rows(name):
         figures = [
             text.significant(row["images_per_s"]), text.ratio(row["speedup_vs_eager"]),
@@ -87,7 +88,7 @@ def test_every_row_is_one_line_of_whole_figures(name: str, width: int, terminal:
 @AT_EACH_WIDTH
 @NAMES
 def test_what_is_the_same_in_all_rows_is_in_the_title(name: str, width: int) -> None:
-    title, *others = shown(summary(table(name)), width)
+    title, *others = shown(summary(records(table(name))), width)
     assert title.endswith("224 px · cuda")
     headings = {word for line in others[:3] for word in line.split()}
     assert {"path", "status", "img/s", "peak", "memory"} <= headings, "whole words"
@@ -105,14 +106,14 @@ def test_what_is_the_same_in_all_rows_is_in_the_title(name: str, width: int) -> 
     (140, "1,234,590 [1,232,803, 1,236,383]", "1.24x [1.23, 1.24]"),
 ])  # fmt: skip
 def test_more_width_shows_more_of_the_intervals(width: int, speed: str, speedup: str) -> None:
-    found = shown(summary(table("large")), width)
+    found = shown(summary(records(table("large"))), width)
     (line, *_) = together(found, "shared-gpu")
     assert f" {speed} " in line
     assert f" {speedup} " in line
 
 
 def test_a_mark_stands_beside_the_figures_and_a_failed_parity_has_no_speed() -> None:
-    found = shown(summary(table("every status")), 80)
+    found = shown(summary(records(table("every status"))), 80)
     assert together(found, "eager", "valid", "2,000", "1.00x", "3.00", "GiB")
     for mark, speed in (("unstable", "32,000"), ("throttled", "64,000"), ("recompiled", "128,000")):
         assert together(found, mark, speed)
@@ -122,22 +123,22 @@ def test_a_mark_stands_beside_the_figures_and_a_failed_parity_has_no_speed() -> 
 
 @AT_EACH_WIDTH
 def test_parity_has_a_column_only_where_it_was_not_checked(width: int) -> None:
-    assert "parity" not in "".join(shown(summary(frame(run(result()))), width))
+    assert "parity" not in "".join(shown(summary(records(frame(run(result())))), width))
     unchecked = result(replace(CASE, path="compile"), parity=None)
-    assert together(shown(summary(frame(run(result(), unchecked))), width), "compile", "not", "checked")
+    assert together(shown(summary(records(frame(run(result(), unchecked)))), width), "compile", "not", "checked")
 
 
 @AT_EACH_WIDTH
 def test_searches_for_the_largest_batch_have_a_table_of_their_own(width: int) -> None:
     search = replace(CASE, path="compile", kind="max-batch", batch_size=1)
-    found = shown(summary(frame(run(result(), result(search, None, max_batch_size=1234)))), width)
+    found = shown(summary(records(frame(run(result(), result(search, None, max_batch_size=1234))))), width)
     assert found[0] == "resnet18 · infer · fp32 · batch 8 · 224 px · cuda"
     assert "largest batch that fits · resnet18 · infer · fp32 · 224 px · cuda" in found
     assert together(found, "compile", "valid", "1,234")
 
 
 def test_of_nothing_there_is_no_table() -> None:
-    assert shown(summary(frame(run())), 80) == []
+    assert shown(summary(records(frame(run()))), 80) == []
 
 
 # --- the last lines ---
@@ -154,7 +155,7 @@ def said(told: list[str], width: int, *, terminal: bool = True) -> list[str]:
 def test_the_verdict_in_words(width: int) -> None:
     lean = measurement(1.0, memory=replace(MEMORY, peak_allocated_bytes=3 << 29))
     found = said(
-        conclude.lines(records(frame(run(result(), result(replace(CASE, path="compile"), measurement=lean)))), 0), width
+        closing.lines(records(frame(run(result(), result(replace(CASE, path="compile"), measurement=lean)))), 0), width
     )
     assert max(map(len, found)) <= width
     told = " ".join(" ".join(found).split())
@@ -170,7 +171,7 @@ def test_the_verdict_in_words(width: int) -> None:
 @AT_EACH_WIDTH
 @NAMES
 def test_no_line_is_too_long_and_no_figure_is_broken(name: str, width: int) -> None:
-    told = conclude.lines(records(table(name)), 0)
+    told = closing.lines(records(table(name)), 0)
     found = said(told, width)
     assert max(map(len, found)) <= width
     whole = [figure for line in told for figure in re.findall(r"\S+ \[.*?\]", line)]
@@ -179,12 +180,12 @@ def test_no_line_is_too_long_and_no_figure_is_broken(name: str, width: int) -> N
 
 
 def test_off_a_terminal_a_line_stays_one_line() -> None:
-    told = conclude.lines(records(table("sweep")), 0)
+    told = closing.lines(records(table("sweep")), 0)
     assert said(told, 80, terminal=False) == told
 
 
 def test_a_verdict_for_each_model_and_mode() -> None:
-    verdicts = [line for line in conclude.lines(records(table("sweep")), 0) if "fastest" in line]
+    verdicts = [line for line in closing.lines(records(table("sweep")), 0) if "fastest" in line]
     assert [line.split(",")[0] for line in verdicts] == [
         "resnet18 inference", "resnet18 training", "resnet50 inference", "resnet50 training",
     ]  # fmt: skip
@@ -194,7 +195,7 @@ def test_a_line_a_reason_why_cases_have_no_figures_failures_first() -> None:
     why = "bf16 is emulated on this CPU: 7 GFLOP/s, fp32 has 149"
     emulated = [failed(replace(CASE, precision="bf16", path=path), Status.UNSUPPORTED, why) for path in LONG_PATHS]
     broken = failed(replace(CASE, path="folded"), Status.CRASHED, "signal SIGSEGV")
-    first, second, *_ = conclude.lines(records(frame(run(result(), *emulated, broken))), 0)
+    first, second, *_ = closing.lines(records(frame(run(result(), *emulated, broken))), 0)
     assert first == "crashed, resnet18-infer-fp32-b8-i224-folded-cuda: signal SIGSEGV"
     assert second.startswith("unsupported, 4 cases of eager, ")
     assert second.endswith(f"and triton-cuda-graph: {why}")

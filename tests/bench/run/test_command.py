@@ -3,113 +3,25 @@
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from time import monotonic
 
 import pytest
-from click.testing import CliRunner, Result
 from rich.console import Console
-from tests.support.synthetic_runs import ENVIRONMENT, FAILED, failed, measurement, result
 
-from bench.workers import parent
-from bench.run import runner
 from bench.cli import main
-from bench.workers.errors import WorkerCrashedError, WorkerError, WorkerTimeoutError
-from bench.record.journal import Journal, read
-from bench.terminal.options import Exit, exit_code
-from bench.run.phases import Observer
-from bench.run.watch import Watch
-from bench.report import plots
-from bench.sweep.cases import load_preset, preset_names
-from bench.types import MARKS, Case, Plan, Rounds, Run, Session, Status
+from bench.run.report.watch import Watch
+from bench.sweep.presets import load_preset
+from bench.terminal.exits import Exit, exit_code
+from bench.types import MARKS, Case, Plan, Rounds, Run, Status
 from bench.types import Result as CaseResult
+from bench.workers.errors import WorkerCrashedError, WorkerError, WorkerTimeoutError
+from bench.workers.parent import Terms
+from tests.support.fake_runner import CPU, REPORTS, FakeRunner, becomes, invoke
+from tests.support.synthetic_runs import FAILED, failed, measurement, result
 
-REPORTS = {"results.jsonl", "results.csv", "report.md", "environment.json"}
-CPU = (
-    "run", "--preset", "cpu-quick", "--paths", "eager,compile", "--modes", "infer", "--precisions", "fp32",
-    "--batch-sizes", "4",
-)  # fmt: skip
-
-
-@dataclass
-class FakeRunner:
-    """Journals one invented result a case; `becomes` makes it, and None ends the run there."""
-
-    becomes: Callable[[Case], CaseResult | None] = result
-    plans: list[Plan] = field(default_factory=list)
-    budgets: list[float | None] = field(default_factory=list)
-    again: list[frozenset[Status]] = field(default_factory=list)
-    as_planned: bool = False  # what ends it early is the preset's own budget
-
-    def run(
-        self,
-        directory: Path,
-        plan: Plan | None,
-        *,
-        observer: Observer,
-        budget_s: float | None = None,
-        again: frozenset[Status] = frozenset(),
-        began: float | None = None,
-    ) -> Run:
-        assert began is None or began <= monotonic()
-        self.budgets.append(budget_s)
-        self.again.append(again)
-        with Journal.resume(directory) if plan is None else Journal.create(directory, plan) as journal:
-            self.plans.append(journal.plan)
-            journal.append(ENVIRONMENT)
-            interrupted = self._work(journal, observer)
-            as_planned = bool(interrupted) and self.as_planned
-            journal.append(
-                Session(
-                    started_at="2030-01-01T00:00:00+00:00", wall_s=30.0, interrupted=interrupted, as_planned=as_planned
-                )
-            )
-        return read(directory)
-
-    def _work(self, journal: Journal, observer: Observer) -> str:
-        done = journal.statuses(ENVIRONMENT.hash)
-        pending = [case for case in journal.plan.cases if case.key not in done]
-        observer.started(journal.plan, len(pending))
-        for number, case in enumerate(pending, 1):
-            observer.case_started(case, number)
-            observer.phase(case, "sampling")
-            made = self.becomes(case)
-            if made is None:
-                return "Ctrl-C"
-            journal.append(made)
-            observer.case_finished(made)
-        return ""
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
-    """Its reports have no pictures, which take most of a second each to draw; tests/test_report.py looks at those."""
-    fake = FakeRunner()
-    monkeypatch.setattr(plots, "figures", lambda _: {})
-    monkeypatch.setattr(runner, "run", fake.run)
-    return fake
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test in an empty current directory, on a machine without a GPU unless it says otherwise."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parent, "call", lambda entry: {"bench.machine.doctor:has_cuda": False}[entry])
-    return tmp_path
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, prog_name="resbench")
-
-
-def becomes(status: Status, path: str = "compile") -> Callable[[Case], CaseResult]:
-    """Every case of `path` with that status, the rest valid."""
-    parity = FAILED if status is Status.PARITY_FAILED else None
-    return lambda case: failed(case, status, "because", parity=parity) if case.path == path else result(case)
-
+pytestmark = pytest.mark.usefixtures("here")
 
 # --- exit codes -------------------------------------------------------------------------------------------------------
 
@@ -187,23 +99,23 @@ def test_failed_parity_outweighs_a_crash(fake: FakeRunner) -> None:
     assert invoke(*CPU).exit_code == Exit.PARITY_FAILED
 
 
-def test_interrupted_run_writes_its_reports_and_says_how_to_go_on(fake: FakeRunner, directory: Path) -> None:
+def test_interrupted_run_writes_its_reports_and_says_how_to_go_on(fake: FakeRunner, here: Path) -> None:
     fake.becomes = lambda case: result(case) if case.path == "eager" else None
     ended = invoke(*CPU, "--out", "my runs")
     assert ended.exit_code == Exit.FAILED
     assert "1 of 2 cases were not run (Ctrl-C):\n" in ended.stdout
     assert "--resume 'my runs'\n" in ended.stdout
-    assert {file.name for file in (directory / "my runs").iterdir()} >= REPORTS
+    assert {file.name for file in (here / "my runs").iterdir()} >= REPORTS
     fake.becomes = result
     assert invoke("run", "--resume", "my runs", "--budget", "1h1m1s").exit_code == Exit.VALID
     assert fake.budgets == [None, 3661.0]
 
 
 def test_a_run_on_cuda_is_not_resumed_without(fake: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent, "call", lambda _: True)
+    monkeypatch.setattr(Terms, "call", lambda *_: True)
     fake.becomes = lambda case: result(case) if case.path == "eager" else None
     invoke("run", "--preset", "quick", "--out", "here")
-    monkeypatch.setattr(parent, "call", lambda _: False)
+    monkeypatch.setattr(Terms, "call", lambda *_: False)
     before = Path("here/results.jsonl").read_bytes()
     ended = invoke("run", "--resume", "here")
     assert ended.exit_code == Exit.USAGE
@@ -212,10 +124,10 @@ def test_a_run_on_cuda_is_not_resumed_without(fake: FakeRunner, monkeypatch: pyt
 
 
 def test_ctrl_c_outside_the_runner_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(entry: str) -> None:
-        raise KeyboardInterrupt(entry)
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(parent, "call", stop)
+    monkeypatch.setattr(Terms, "call", stop)
     ended = invoke("doctor")
     assert (ended.exit_code, ended.stderr) == (Exit.FAILED, "Stopped.\n")
 
@@ -261,15 +173,15 @@ def test_find_max_batch_adds_a_case_per_path(fake: FakeRunner) -> None:
 def test_default_preset(
     fake: FakeRunner, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], cuda: bool, preset: str
 ) -> None:
-    monkeypatch.setattr(parent, "call", lambda _: cuda)
+    monkeypatch.setattr(Terms, "call", lambda *_: cuda)
     assert invoke("run", *arguments).exit_code == 0
     assert fake.plans[0].name == preset
 
 
-def test_default_directory_names_the_preset_and_the_time(fake: FakeRunner, directory: Path) -> None:
+def test_default_directory_names_the_preset_and_the_time(fake: FakeRunner, here: Path) -> None:
     assert invoke(*CPU).exit_code == 0
     assert len(fake.plans) == 1
-    (made,) = (directory / "reports").iterdir()
+    (made,) = (here / "reports").iterdir()
     assert made.match("cpu-quick-" + "[0-9]" * 8 + "-" + "[0-9]" * 6)
 
 
@@ -358,104 +270,7 @@ def test_a_terminal_sees_case_phase_and_time_left() -> None:
 # --- parity -----------------------------------------------------------------------------------------------------------
 
 
-def checked(case: Case) -> CaseResult:
-    return failed(case, Status.PARITY_FAILED, "grad:conv1.weight@1", parity=FAILED) if case.path == "compile" else (
-        result(case, None)
-    )  # fmt: skip
-
-
-def test_parity_checks_everything_and_keeps_nothing(fake: FakeRunner, directory: Path) -> None:
-    fake.becomes = lambda case: result(case, None)
-    ended = invoke("parity")
-    assert ended.exit_code == Exit.VALID
-    (plan,) = fake.plans
-    assert {case.kind for case in plan.cases} == {"parity"}
-    assert {case.precision for case in plan.cases} == {"fp32", "tf32", "bf16", "fp16"}
-    assert {(case.model, case.image_size, case.batch_size, case.device) for case in plan.cases} == {
-        ("resnet18", 64, 4, "cpu"), ("resnet50", 64, 4, "cpu"),
-    }  # fmt: skip
-    assert list(directory.iterdir()) == []
-
-
-def test_parity_takes_the_gpu_where_there_is_one(fake: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent, "call", lambda _: True)
-    assert invoke("parity", "--precisions", "bf16").exit_code == 0
-    assert {(case.device, case.precision) for case in fake.plans[0].cases} == {("cuda", "bf16")}
-
-
-def test_parity_names_what_diverges(fake: FakeRunner, directory: Path) -> None:
-    fake.becomes = checked
-    ended = invoke(
-        "parity", "--paths", "eager,compile", "--modes", "train", "--precisions", "fp32", "--junit", "out/parity.xml"
-    )
-    assert ended.exit_code == Exit.PARITY_FAILED
-    row = next(line for line in ended.stdout.splitlines() if "compile" in line and "layer1.0.conv1" in line)
-    for cell in ("parity-failed", "grad:conv1.weight@1", "inf", "0.002", "0.004"):
-        assert cell in row
-    assert ended.stdout.splitlines()[-1] == "out/parity.xml"
-    assert '<failure message="grad:conv1.weight@1"' in (directory / "out/parity.xml").read_text()
-
-
-def test_parity_refuses_an_unwritable_junit_file_before_it_runs(fake: FakeRunner, directory: Path) -> None:
-    (directory / "file").write_text("")
-    ended = invoke("parity", "--junit", "file/parity.xml")
-    assert (ended.exit_code, fake.plans) == (Exit.USAGE, [])
-    assert "Cannot write the JUnit file file/parity.xml" in ended.stderr
-
-
-def test_parity_keeps_its_run_where_asked(fake: FakeRunner, directory: Path) -> None:
-    fake.becomes = checked
-    ended = invoke("parity", "--out", "kept", "--json", "--paths", "eager,compile")
-    said = json.loads(ended.stdout)
-    assert {Path(file).name for file in said["files"]} >= REPORTS
-    assert {row["parity"] for row in said["rows"]} == {"pass", "fail"}
-    assert (directory / "kept" / "results.jsonl").is_file()
-
-
 # --- report, list, doctor ---------------------------------------------------------------------------------------------
-
-
-def test_report_renders_again_and_leaves_the_journal_alone(fake: FakeRunner, directory: Path) -> None:
-    fake.becomes = becomes(Status.OOM)
-    assert invoke(*CPU, "--out", "here").exit_code == Exit.FAILED
-    written = (directory / "here" / "results.jsonl").read_bytes()
-    (directory / "here" / "report.md").unlink()
-    assert invoke("report", "here").exit_code == 0
-    assert json.loads(invoke("report", "here", "--json").stdout)["exit_code"] == 0
-    assert (directory / "here" / "report.md").is_file()
-    assert (directory / "here" / "results.jsonl").read_bytes() == written
-
-
-def test_lists() -> None:
-    for what, key, expected in (
-        ("paths", "path", {"eager", "compile", "folded"}),
-        ("presets", "preset", set(preset_names())),
-        ("models", "model", {"resnet18", "resnet152"}),
-    ):
-        assert {row[key] for row in json.loads(invoke("list", what, "--json").stdout)} >= expected
-        printed = invoke("list", what).stdout
-        assert all(name in printed for name in expected)
-
-
-def test_doctor_says_what_runs_and_why_not_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = {
-        "fp32": {},
-        "tf32": {"untimed": "interpreted"},
-        "bf16": {"emulated": "is emulated"},
-        "fp16": {"reason": "needs a better CPU"},
-    }
-    nothing = {"path": "eager", "mode": "infer", "reason": "", "untimed": "", "emulated": ""}
-    cells = [{**nothing, "precision": name, **reason} for name, reason in reasons.items()]
-    found = [{"device": "cpu", "facts": {"cores": "2"}, "reaches": "a large copy 4 GB/s", "cells": cells}]
-    monkeypatch.setattr(parent, "call", {"bench.machine.doctor:examine": found}.__getitem__)
-    words = [line.split() for line in invoke("doctor").stdout.splitlines()]
-    assert ["cores", "2"] in words
-    assert ["eager", "infer", "yes", "parity", "only", "(1)", "emulated", "(2)", "no", "(3)"] in words
-    assert ["(1)", "interpreted"] in words
-    assert ["(2)", "is", "emulated"] in words
-    assert ["(3)", "needs", "a", "better", "CPU"] in words
-    assert ["It", "reaches,", "measured", "now:", "a", "large", "copy", "4", "GB/s."] in words
-    assert json.loads(invoke("doctor", "--json").stdout) == found
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -490,21 +305,21 @@ BAD = {
 }  # fmt: skip
 
 
-def contents(directory: Path) -> dict[Path, bytes]:
+def contents(here: Path) -> dict[Path, bytes]:
     """Every file but the locks, which hold nothing that anybody measured."""
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_paragraph(fake: FakeRunner, directory: Path, name: str) -> None:
-    (directory / "used").mkdir()
-    (directory / "used" / "keep").write_text("precious")
-    (directory / "file").write_text("precious")
-    (directory / "corrupt").mkdir()
-    (directory / "corrupt" / "results.jsonl").write_text('{"type": "plan"\n{"type": "result"}\n')
-    (directory / "torn.toml").write_text('summary = "x"\ndepths = [\n')
-    (directory / "typed.toml").write_text('summary = "x"\n[[sweep]]\ndepths = "all"\nmodes = ["infer"]\n')
-    before = contents(directory)
+def test_bad_input_is_one_paragraph(fake: FakeRunner, here: Path, name: str) -> None:
+    (here / "used").mkdir()
+    (here / "used" / "keep").write_text("precious")
+    (here / "file").write_text("precious")
+    (here / "corrupt").mkdir()
+    (here / "corrupt" / "results.jsonl").write_text('{"type": "plan"\n{"type": "result"}\n')
+    (here / "torn.toml").write_text('summary = "x"\ndepths = [\n')
+    (here / "typed.toml").write_text('summary = "x"\n[[sweep]]\ndepths = "all"\nmodes = ["infer"]\n')
+    before = contents(here)
     arguments, named = BAD[name]
     ended = invoke("run", *(() if "--preset" in arguments or "--resume" in arguments else CPU[1:3]), *arguments)
     assert ended.exit_code == Exit.USAGE, ended.output
@@ -515,10 +330,10 @@ def test_bad_input_is_one_paragraph(fake: FakeRunner, directory: Path, name: str
     for word in named:
         assert word in message
     assert fake.plans == []
-    assert contents(directory) == before
+    assert contents(here) == before
 
 
-def test_unwritable_directory(fake: FakeRunner, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_directory(fake: FakeRunner, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -527,30 +342,23 @@ def test_unwritable_directory(fake: FakeRunner, directory: Path, monkeypatch: py
     assert ended.exit_code == Exit.USAGE
     assert "cannot write to here: Permission denied" in ended.stderr
     assert fake.plans == []
-    assert list(directory.iterdir()) == []
-
-
-def test_corrupt_journal_is_refused_by_report(directory: Path) -> None:
-    (directory / "results.jsonl").write_text("not json\n{}\n")
-    ended = invoke("report", ".")
-    assert ended.exit_code == Exit.USAGE
-    assert "line 1" in ended.stderr
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["doctor", "run", "parity"])
 @pytest.mark.parametrize("error", [WorkerCrashedError, WorkerTimeoutError])
 def test_torch_that_does_not_work_is_told(
-    monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, error: type[WorkerError]
+    monkeypatch: pytest.MonkeyPatch, here: Path, command: str, error: type[WorkerError]
 ) -> None:
-    def crash(_: str) -> None:
+    def crash(*_: object) -> None:
         raise error("ImportError: no torch during start-up")
 
-    monkeypatch.setattr(parent, "call", crash)
+    monkeypatch.setattr(Terms, "call", crash)
     ended = invoke(command)
     assert ended.exit_code == Exit.FAILED
     assert ended.stderr.startswith("Error: torch does not work here: ImportError: no torch")
     assert len(ended.stderr.splitlines()) == 1
-    assert list(directory.iterdir()) == []
+    assert list(here.iterdir()) == []
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

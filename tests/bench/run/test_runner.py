@@ -3,23 +3,31 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
 
 import pytest
-from tests.support.made_up_workers import CASES, COST, CPU_CASE, PATHS, Observer, TalkingWorker, Workers, plan, sit, statuses
-from tests.support.synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
-from bench.run import budget, runner, sitting
+from bench.record.journal import Journal, read
+from bench.record.lines import Record
+from bench.run import runner
+from bench.types import Case, Environment, Plan, Result, Settings, Status
+from bench.workers.entry import Entry
 from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError
-from bench.record.journal import Journal, Record, read
-from bench.types import MARKS, Case, Ceilings, Environment, Plan, Result, Settings, Status
-
-
-def lines(directory: Path, kind: str) -> int:
-    return (directory / "results.jsonl").read_text().count(f'{{"type":"{kind}"')
-
+from bench.workers.parent import Terms
+from tests.support.made_up_workers import (
+    CASES,
+    COST,
+    CPU_CASE,
+    PATHS,
+    Observer,
+    TalkingWorker,
+    Workers,
+    plan,
+    sit,
+    statuses,
+)
+from tests.support.synthetic_runs import CASE, CEILINGS, ENVIRONMENT, failed, result
 
 # --- order, rows and what is heard ------------------------------------------------------------------------------------
 
@@ -97,10 +105,6 @@ def not_json(case: Case) -> Result:
     return replace(result(case), phases_s={"build": 1j})  # type: ignore[dict-item]
 
 
-def no_result(_: Case) -> Result:
-    return "done"  # type: ignore[return-value]
-
-
 def a_bug(_: Case) -> Result:
     raise ZeroDivisionError("division by zero\nand a second line")
 
@@ -117,7 +121,6 @@ MISTAKES: dict[Callable[[Case], Result], str] = {
     a_bug: "ZeroDivisionError: division by zero",
     no_file: "PermissionError: [Errno 13] Permission denied: 'somewhere'",
     no_memory: "MemoryError",
-    no_result: "TypeError: the worker answered with str, which is no result",
     not_a_number: "UnfitRecordError: phases_s.build: NaN is not a result; store an infinity, or nothing",
     not_json: "UnfitRecordError: Result: Encoding objects of type complex is unsupported",
 }
@@ -205,11 +208,11 @@ def test_the_row_of_a_worker_that_was_killed_has_the_time_that_it_took(workers: 
 def test_start_up_is_timed_up_to_the_first_phase(
     workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(*arguments: object, **options: object) -> AbstractContextManager[TalkingWorker]:
+    def started(terms: Terms, entry: Entry, *arguments: object) -> AbstractContextManager[TalkingWorker]:
         workers.now_s += 0.75
-        return Workers.started(workers, *arguments, **options)  # type: ignore[arg-type]
+        return Workers.started(workers, terms, entry, *arguments)
 
-    monkeypatch.setattr(sitting, "started", started)
+    monkeypatch.setattr(workers, "started", started)
     workers.measure = lambda case: result(case, phases_s={"build": 1.0})
     run, _ = sit(directory, plan())
     assert [row.phases_s for row in run.results] == [
@@ -222,307 +225,7 @@ def test_start_up_is_timed_up_to_the_first_phase(
 # --- stopping and going on --------------------------------------------------------------------------------------------
 
 
-def test_budget_stops_before_it_is_spent_and_resume_goes_on(workers: Workers, directory: Path) -> None:
-    workers.takes_s = 10.0
-    run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
-    assert statuses(run) == ["eager valid", "channels_last valid"], "12 s and 10 s; a third would end after 32 s"
-    assert [case.path for case in run.pending] == ["compile"]
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
-    assert heard[-1] == "notice stopped: the budget is spent: 1 case left"
-    assert run.sessions[-1].wall_s <= 25.0
-    run, heard = sit(directory, None)
-    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
-    assert workers.paths_run() == ["eager", "channels_last", "compile"], "none twice"
-    assert heard[0] == "started made-up 1"
-    assert [session.interrupted for session in run.sessions] == ["the budget is spent: 1 case left", ""]
-    assert workers.names().count("ceilings") == 1
-
-
-def test_budget_ends_in_the_middle_of_a_case_that_takes_longer_than_expected(workers: Workers, directory: Path) -> None:
-    """It is left as if it had not been started."""
-    left = "the budget is spent: 3 cases left"
-
-    def hang(case: Case) -> Result:
-        workers.now_s += workers.limits[-1]
-        raise WorkerTimeoutError(f"no result from {case.path}")
-
-    workers.measure = hang
-    run, heard = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=25.0)
-    assert workers.limits == [25.0, 23.0], "the reference, which takes 2 s, and the case"
-    assert (run.results, len(run.pending), run.sessions[-1].interrupted) == ((), 3, left)
-    assert heard[-1] == f"notice stopped: {left}"
-    run, _ = sit(directory, None)
-    assert {row.status for row in run.results} == {Status.TIMEOUT}, "without a budget it is a result"
-    assert workers.limits[-1] == Settings().timeout_s
-
-
-@pytest.mark.parametrize("entry", ["weights_problem", "survey", "ceilings", "inspect"])
-@pytest.mark.parametrize("hangs", [True, False])
-def test_budget_that_is_spent_before_the_first_case_interrupts_the_run(
-    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch, entry: str, hangs: bool
-) -> None:
-    right = getattr(workers, f"_{entry}")
-
-    def slow(*arguments: object) -> object:
-        workers.now_s += 10.0
-        if hangs:
-            raise WorkerTimeoutError("no result within 10 s, during start-up")
-        return right(*arguments)
-
-    monkeypatch.setattr(workers, f"_{entry}", slow)
-    run, heard = sit(directory, plan(weights="w.pt", warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=10.0)
-    assert (run.results, len(run.pending)) == ((), 3)
-    assert run.sessions[-1].interrupted.startswith("the budget ")
-    assert heard[-1].startswith("notice stopped: the budget ")
-    assert workers.names()[-1] == entry, "nothing is begun after it"
-    monkeypatch.setattr(workers, f"_{entry}", right)
-    run, _ = sit(directory, None)
-    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
-
-
-def test_calls_before_the_first_case_get_what_is_left_of_the_budget(
-    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits: list[float] = []
-
-    def call(entry: str, *arguments: object, timeout_s: float, **options: object) -> object:
-        if entry.endswith(("survey", "ceilings", "inspect")):
-            limits.append(timeout_s)
-            workers.now_s += 2.0
-        return workers.call(entry, *arguments, timeout_s=timeout_s, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(budget, "call", call)
-    sit(directory, plan(), budget_s=25.0)
-    sit(directory.with_name("another"), plan())
-    assert limits == [25.0, 23.0, 21.0, 300.0, 300.0, 300.0]
-
-
-def test_survey_that_hangs_without_a_budget_is_told(
-    workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hang(*_: str) -> Environment:
-        raise WorkerTimeoutError("no result within 300 s, during start-up")
-
-    monkeypatch.setattr(workers, "_survey", hang)
-    with pytest.raises(WorkerTimeoutError, match="300 s"):
-        sit(directory, plan())
-
-
-def test_baselines_end_with_the_budget_too(workers: Workers, directory: Path) -> None:
-    sit(directory, plan(CASES[0], CASES[1], warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=25.0)
-    assert workers.baselines.keys() == {CASES[1].key}
-    assert workers.limits == [25.0, 23.0, *3 * [23.0]], "reference, eager; then a case, its baselines and its end"
-
-
-def test_a_resumed_run_knows_how_long_cases_took(workers: Workers, directory: Path) -> None:
-    def measure(case: Case) -> Result:
-        if case.path == "channels_last":
-            raise KeyboardInterrupt
-        return result(case, phases_s={"first call": 300.0})
-
-    workers.measure = measure
-    sit(directory, plan())
-    run, _ = sit(directory, None, budget_s=299.0)
-    assert run.sessions[-1].interrupted == "the budget is spent: 2 cases left"
-    assert workers.paths_run() == ["eager", "channels_last"], "none in the second sitting"
-
-
-@pytest.mark.usefixtures("workers")
-def test_budget_too_short_for_any_case_runs_none(directory: Path) -> None:
-    run, _ = sit(directory, plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=9.0)
-    assert (run.results, len(run.pending)) == ((), 3)
-
-
-def test_budget_does_not_stop_rows_that_take_no_time(workers: Workers, directory: Path) -> None:
-    workers.missing = {"eager": "needs luck"}
-    run, _ = sit(directory, plan(), budget_s=1.0)
-    assert statuses(run) == ["eager unsupported"]
-
-
-def test_a_case_that_does_not_fit_the_budget_makes_way_for_those_that_do(workers: Workers, directory: Path) -> None:
-    """By the work of a step: eager took 12 s, and channels_last has five times as much of it."""
-    workers.takes_s = 10.0
-    workers.costs = {CASES[1].key: replace(COST, flops=5 * COST.flops)}
-    run, _ = sit(directory, plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=40.0)
-    assert statuses(run) == ["eager valid", "compile valid"]
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
-
-
-def test_the_plan_s_own_budget_ends_a_new_run_as_planned(workers: Workers, directory: Path) -> None:
-    workers.takes_s = 10.0
-    made = replace(plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=25.0)
-    run, _ = sit(directory, made)
-    assert (len(run.results), run.left_out_as_planned) == (2, True)
-    assert run.sessions[-1].interrupted == "the budget is spent: 1 case left"
-    run, _ = sit(directory, None)
-    assert (len(run.results), run.left_out_as_planned) == (3, False), "without --budget the rest has all the time"
-
-
-def test_a_budget_that_was_asked_for_replaces_the_plan_s_and_does_not_end_as_planned(
-    workers: Workers, directory: Path
-) -> None:
-    workers.takes_s = 10.0
-    made = replace(plan(warmup_budget_s=1.0, sample_budget_s=1.0), budget_s=1000.0)
-    run, _ = sit(directory, made, budget_s=25.0)
-    assert (len(run.results), run.left_out_as_planned) == (2, False)
-
-
-@pytest.mark.usefixtures("workers")
-def test_a_plan_whose_budget_is_too_short_for_anything_has_failed(directory: Path) -> None:
-    run, _ = sit(directory, replace(plan(warmup_budget_s=5.0, sample_budget_s=5.0), budget_s=9.0))
-    assert (run.sessions[-1].as_planned, run.left_out_as_planned) == (True, False)
-
-
-def test_the_budget_counts_from_where_the_command_began(workers: Workers, directory: Path) -> None:
-    workers.takes_s = 10.0
-    made = plan(warmup_budget_s=1.0, sample_budget_s=1.0)
-    run, _ = sit(directory, made, budget_s=25.0, began=workers.now_s - 5.0)
-    assert [result.case.path for result in run.results] == ["eager"], "5 s were gone, eager took 12"
-    assert run.sessions[-1].wall_s == pytest.approx(17.0)
-
-
 # --- emulated precisions, and what a device was measured to reach -----------------------------------------------------
-
-
-BF16 = tuple(replace(case, precision="bf16") for case in CASES)
-EMULATED = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s={"fp32": 149e9, "bf16": 7e9})
-FP32 = replace(CASES[0], precision="fp32")
-
-
-def test_a_precision_that_is_slower_than_fp32_is_left_out_with_both_figures(workers: Workers, directory: Path) -> None:
-    workers.ceilings = EMULATED
-    run, heard = sit(directory, plan(FP32, *BF16))
-    assert statuses(run) == ["eager valid", *(f"{path} unsupported" for path in PATHS)]
-    assert {row.reason for row in run.results[1:]} == {
-        "bf16 is emulated on this CPU: 7.00 GFLOP/s, fp32 has 149 GFLOP/s; --precisions bf16 measures it all the same"
-    }
-    assert workers.paths_run() == ["eager"]
-    assert heard.index("preparing measuring what this device reaches") < heard.index("started made-up 4")
-
-
-def test_an_emulated_precision_that_was_asked_for_is_measured(workers: Workers, directory: Path) -> None:
-    workers.ceilings = EMULATED
-    run, _ = sit(directory, replace(plan(*BF16), emulated=True))
-    assert {row.status for row in run.results} == {Status.VALID}
-    run, _ = sit(directory, None, again=frozenset({Status.VALID}))
-    assert {row.status for row in run.results} == {Status.VALID}, "the journal holds that it was asked for"
-
-
-def test_parity_is_checked_in_emulated_precisions_too(workers: Workers, directory: Path) -> None:
-    workers.ceilings = EMULATED
-    run, _ = sit(directory, plan(*(replace(case, kind="parity") for case in BF16)))
-    assert workers.paths_run() == list(PATHS)
-    assert {row.status for row in run.results} == {Status.VALID}
-
-
-def test_what_a_device_reaches_is_measured_once_a_machine(workers: Workers, tmp_path: Path) -> None:
-    workers.ceilings = replace(CEILINGS, measured_at=datetime.now(UTC).isoformat())
-    first, _ = sit(tmp_path / "first", plan(CASES[0]))
-    workers.ceilings = replace(workers.ceilings, copy_bytes_per_s=7e9)
-    second, _ = sit(tmp_path / "second", plan(CASES[0]))
-    assert second.ceilings == first.ceilings
-    workers.environment = Environment(facts={**ENVIRONMENT.facts, "torch_threads": "7"})
-    third, _ = sit(tmp_path / "third", plan(CASES[0]))
-    assert third.ceilings == workers.ceilings, "it is another machine to all that counts"
-
-
-def test_what_was_measured_beside_other_work_is_measured_again(workers: Workers, tmp_path: Path) -> None:
-    workers.ceilings = replace(CEILINGS, measured_at=datetime.now(UTC).isoformat())
-    sit(tmp_path / "busy", plan(CASES[0]))
-    workers.ceilings = replace(workers.ceilings, copy_bytes_per_s=7e9)
-    workers.beaten = True
-    quiet, _ = sit(tmp_path / "quiet", plan(CASES[0]))
-    assert quiet.ceilings == workers.ceilings
-    workers.beaten = False
-    later, _ = sit(tmp_path / "later", plan(CASES[0]))
-    assert later.ceilings == quiet.ceilings, "it is kept"
-
-
-def test_ctrl_c_keeps_what_is_measured(workers: Workers, directory: Path) -> None:
-    def measure(case: Case) -> Result:
-        if case.path == "channels_last":
-            raise KeyboardInterrupt
-        return result(case)
-
-    workers.measure = measure
-    run, heard = sit(directory, plan())
-    assert statuses(run) == ["eager valid"]
-    assert run.sessions[-1].interrupted == "Ctrl-C"
-    assert heard[-1] == "notice stopped: Ctrl-C"
-    workers.measure = result
-    run, _ = sit(directory, None)
-    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
-    assert workers.paths_run() == ["eager", "channels_last", "channels_last", "compile"]
-
-
-def test_ctrl_c_before_the_first_case(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: str) -> Environment:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(workers, "_survey", interrupt)
-    run, _ = sit(directory, plan())
-    assert (run.results, run.sessions[-1].interrupted) == ((), "Ctrl-C")
-
-
-def test_resume_runs_what_was_never_run_then_what_failed(workers: Workers, directory: Path) -> None:
-    def measure(case: Case) -> Result:
-        if case.path == "compile":
-            raise KeyboardInterrupt
-        return failed(case, Status.OOM, "full") if case.path == "eager" else result(case)
-
-    workers.measure = measure
-    sit(directory, plan())
-    workers.measure = result
-    run, _ = sit(directory, None)
-    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
-    assert workers.paths_run() == [*PATHS, "compile", "eager"]
-
-
-@pytest.mark.parametrize("mark", sorted(MARKS))
-def test_marked_rows_are_measured_again_only_where_it_is_asked_for(
-    workers: Workers, directory: Path, mark: Status
-) -> None:
-    workers.measure = lambda case: replace(result(case), status=mark if case.path == "eager" else Status.VALID)
-    sit(directory, plan())
-    assert not list((directory / "logs").iterdir()), "nothing failed"
-    workers.measure = result
-    run, heard = sit(directory, None)
-    assert (statuses(run)[0], heard) == (f"eager {mark}", ["started made-up 0"])
-    run, _ = sit(directory, None, again=MARKS)
-    assert statuses(run) == ["eager valid", "channels_last valid", "compile valid"]
-    assert workers.paths_run() == [*PATHS, "eager"]
-
-
-def test_resume_of_a_finished_run_asks_only_where_it_is(workers: Workers, directory: Path) -> None:
-    sit(directory, plan())
-    workers.calls.clear()
-    run, heard = sit(directory, None)
-    assert workers.names() == ["survey"]
-    assert heard == ["started made-up 0"]
-    assert (len(run.results), len(run.sessions)) == (3, 2)
-
-
-def test_another_environment_is_measured_anew(workers: Workers, directory: Path) -> None:
-    sit(directory, plan())
-    workers.environment = Environment(facts={**ENVIRONMENT.facts, "torch": "2.16.0"})
-    run, heard = sit(directory, None)
-    assert workers.paths_run() == [*PATHS, *PATHS]
-    assert workers.names().count("ceilings") == 2
-    assert {row.environment_hash for row in run.results} == {workers.environment.hash}
-    why = "3 results measured in another environment left out: torch was 2.15.0 and is 2.16.0"
-    assert run.notices == (why,)
-    assert heard[:3] == [f"notice {why}", "preparing measuring what this device reaches", "started made-up 3"]
-
-
-@pytest.mark.usefixtures("workers")
-def test_torn_line_is_told(directory: Path) -> None:
-    sit(directory, plan())
-    with (directory / "results.jsonl").open("a") as journal:
-        journal.write('{"type":"result","case":')
-    run, heard = sit(directory, None)
-    assert heard[0].startswith("notice results.jsonl: line ")
-    assert len(run.results) == 3
-    assert lines(directory, "result") == 3
 
 
 # --- the largest batch ------------------------------------------------------------------------------------------------
@@ -575,7 +278,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(workers:
     models = (CASES[0], replace(CASES[0], model="resnet50"), CASES[1])
     with pytest.raises(ValueError, match=r"^the weights in w\.pt do not fit$"):
         sit(directory, plan(*models, weights="w.pt"))
-    assert workers.calls == [("weights_problem", (("resnet18", "resnet50"), "w.pt"))]
+    assert workers.calls == [("require_weights", (("resnet18", "resnet50"), "w.pt"))]
     assert not directory.exists()
 
 
@@ -592,7 +295,7 @@ def test_weights_are_looked_at_again_on_resume(workers: Workers, directory: Path
 
 def test_random_weights_need_no_look(workers: Workers, directory: Path) -> None:
     sit(directory, plan())
-    assert "weights_problem" not in workers.names()
+    assert "require_weights" not in workers.names()
 
 
 def test_survey_that_fails_ends_the_run(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +310,7 @@ def test_survey_that_fails_ends_the_run(workers: Workers, directory: Path, monke
 # --- real workers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_tiny_sweep_with_real_workers(directory: Path) -> None:
     cell = replace(CPU_CASE, batch_size=2, image_size=32)
     cases = (cell, replace(cell, path="channels_last"), replace(cell, path="cuda-graph"), replace(cell, kind="parity"))

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.made_up_workers import CASES, PATHS, Workers, plan, sit, statuses
-from tests.support.synthetic_runs import failed, result
 
 from bench.run import runner
-from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError
 from bench.types import Case, Reference, Result, Status
+from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError
+from tests.support.made_up_workers import CASES, PATHS, Workers, plan, sit, statuses
+from tests.support.synthetic_runs import failed, result
 
 # --- baselines --------------------------------------------------------------------------------------------------------
 

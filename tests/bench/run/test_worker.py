@@ -10,20 +10,22 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tests.support.narrow_networks import NARROW18
-from tests.support.other_programs import other_program
-from tests.support.synthetic_runs import CEILINGS, FAILED, PASSED, TELEMETRY, measurement
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from bench.measure import memory
-from bench.parity import reference
-from bench.run import worker
-from bench.workers.parent import call
 from bench.machine.requirements import INTERPRETED_REASON
+from bench.measure import memory, out_of_memory
+from bench.parity import reference
+from bench.run import case_run, worker
 from bench.types import Case, Measurement, Memory, Mode, ParityResult, Reference, Settings, Status
-from resnet.models.resnet import build_model
+from bench.workers.errors import is_for_people
+from bench.workers.parent import call
+from resnet.models.build import build_model
 from resnet.program import Program, StepOutput
+from tests.support import faulty
+from tests.support.narrow_networks import NARROW18
+from tests.support.other_programs import other_program
+from tests.support.synthetic_runs import CEILINGS, FAILED, PASSED, TELEMETRY, measurement
 
 CASE = Case(model="resnet18", mode="infer", precision="fp32", batch_size=2, image_size=32, path="eager", device="cpu")
 SETTINGS = Settings(confidence=0.99, warmup_budget_s=0.2, sample_minimum_s=0.0, sample_budget_s=60.0, parity_steps=1)
@@ -74,24 +76,24 @@ MARKS: tuple[tuple[Status, str, ParityResult, Measurement | None], ...] = (
 @pytest.mark.parametrize("place", range(len(MARKS)))
 def test_status_is_the_worst_and_has_its_reason(place: int) -> None:
     status, reason, verdict, measured = MARKS[place]
-    assert worker._status(verdict, measured, SETTINGS) == (status, reason)
-    marks = list(worker._marks(verdict, measured, SETTINGS))
+    assert case_run.status_of(verdict, measured, SETTINGS) == (status, reason)
+    marks = list(case_run.marks_of(verdict, measured, SETTINGS))
     assert marks == [(worse, why) for worse, why, _, _ in MARKS[place:-1]]
 
 
 @pytest.mark.parametrize(("verdict", "status"), [(PASSED, Status.VALID), (FAILED, Status.PARITY_FAILED)])
 def test_status_of_a_case_that_was_only_checked(verdict: ParityResult, status: Status) -> None:
-    assert worker._status(verdict, None, SETTINGS)[0] is status
+    assert case_run.status_of(verdict, None, SETTINGS)[0] is status
 
 
 def test_status_of_a_case_that_is_not_to_be_timed() -> None:
-    assert worker._status(PASSED, None, SETTINGS, "interpreted") == (Status.NOT_TIMED, "interpreted")
-    assert worker._status(FAILED, None, SETTINGS, "interpreted")[0] is Status.PARITY_FAILED
+    assert case_run.status_of(PASSED, None, SETTINGS, "interpreted") == (Status.NOT_TIMED, "interpreted")
+    assert case_run.status_of(FAILED, None, SETTINGS, "interpreted")[0] is Status.PARITY_FAILED
 
 
 @pytest.mark.parametrize("changes", [{"recompilations": 1}, {"graph_breaks": 1}])
 def test_either_of_the_compilers_counts_marks_the_row(changes: dict[str, int]) -> None:
-    assert worker._status(PASSED, replace(GOOD, **changes), SETTINGS)[0] is Status.RECOMPILED  # type: ignore[arg-type]
+    assert case_run.status_of(PASSED, replace(GOOD, **changes), SETTINGS)[0] is Status.RECOMPILED  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("error", "is_memory"), [
@@ -107,15 +109,15 @@ def test_either_of_the_compilers_counts_marks_the_row(changes: dict[str, int]) -
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
 ])  # fmt: skip
 def test_out_of_memory_is_told_from_other_errors(error: BaseException, is_memory: bool) -> None:
-    assert memory.is_out_of_memory(error) is is_memory
+    assert out_of_memory.is_out_of_memory(error) is is_memory
 
 
 def test_an_error_while_cleaning_up_after_memory_ran_out_is_out_of_memory() -> None:
     error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     error.__context__ = torch.OutOfMemoryError()
-    assert memory.is_out_of_memory(error)
+    assert out_of_memory.is_out_of_memory(error)
     error.__context__ = ValueError("another")
-    assert not memory.is_out_of_memory(error)
+    assert not out_of_memory.is_out_of_memory(error)
 
 
 # --- a case from build to result --------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def test_interpreted_kernels_are_checked_and_not_timed(against: Reference) -> No
 
 def make_programs(monkeypatch: pytest.MonkeyPatch, kind: type[Program]) -> None:
     """Workers run programs of this kind."""
-    monkeypatch.setattr(worker, "make_program", partial(other_program, kind=kind))
+    monkeypatch.setattr(case_run, "make_program", partial(other_program, kind=kind))
 
 
 class Wrong(Program):
@@ -215,7 +217,8 @@ class Parent:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken: list[list[float]] = []
-        monkeypatch.setattr(worker, "serve", self.ask)
+        for module in (worker, case_run):
+            monkeypatch.setattr(module, "serve", self.ask)
 
     def ask(self, reply: Callable[[], list[float]]) -> None:
         self.taken += [reply() for _ in range(3)]
@@ -294,9 +297,9 @@ def test_compiler_counts_follow_the_compiler() -> None:
         torch._dynamo.graph_break()
         return x * 2
 
-    assert worker._compiler_counts() == (0, 0)
+    assert case_run._compiler_counts() == (0, 0)
     torch.compile(broken, backend="eager")(torch.ones(3))
-    assert worker._compiler_counts() == (2, 1)
+    assert case_run._compiler_counts() == (2, 1)
 
 
 # --- other entries ----------------------------------------------------------------------------------------------------
@@ -311,23 +314,28 @@ def test_inspect_tells_cost_and_what_is_missing() -> None:
     assert found[CASE.key][0].flops > 0
 
 
-def test_weights_problem(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save(build_model("resnet18").state_dict(), tmp_path / "r18.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    assert worker.weights_problem(("resnet18",), str(tmp_path / "r18.pt")) == ""
-    assert "do not fit this resnet34" in worker.weights_problem(("resnet18", "resnet34"), str(tmp_path / "r18.pt"))
-    assert "not a state_dict" in worker.weights_problem(("resnet18",), str(tmp_path / "list.pt"))
-    assert "cannot read weights" in worker.weights_problem(("resnet18",), str(tmp_path / "missing.pt"))
+    call(worker.require_weights, ("resnet18",), str(tmp_path / "r18.pt"))
+    for models, file, words in (
+        (("resnet18", "resnet34"), "r18.pt", "do not fit this resnet34"),
+        (("resnet18",), "list.pt", "not a state_dict"),
+        (("resnet18",), "missing.pt", "cannot read weights"),
+    ):
+        with pytest.raises(ValueError, match=words) as refused:
+            call(worker.require_weights, models, str(tmp_path / file))
+        assert is_for_people(refused.value), "as if it had been raised here"
 
 
 def test_probe_of_a_batch_in_a_real_worker() -> None:
     """The limit on a CPU case's memory refuses at once what no machine has."""
-    assert call("bench.run.worker:fits", CASE, SETTINGS, None) is True
-    assert call("bench.run.worker:fits", HUGE, SETTINGS, None) is False
+    assert call(worker.fits, CASE, SETTINGS, None) is True
+    assert call(worker.fits, HUGE, SETTINGS, None) is False
 
 
 def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> None:
-    result = call("bench.run.worker:run_case", HUGE, SETTINGS, against, None, False)
+    result = call(worker.run_case, HUGE, SETTINGS, against, None, False)
     assert result.status is Status.OOM
     assert "can't allocate memory" in result.reason
     assert list(result.phases_s) == ["build"]
@@ -335,27 +343,28 @@ def test_a_batch_that_no_machine_holds_is_out_of_memory(against: Reference) -> N
 
 def test_a_case_has_a_cold_compile_cache_and_on_the_cpu_a_limit() -> None:
     free = memory.free_bytes("cpu")
-    limit, cache, entries = call("tests.support.faulty:own_resources", CASE, None)
+    limit, cache, entries = call(faulty.own_resources, CASE, None)
     assert 0 < limit < 2 * free, "of the free memory, which others use as well"
     assert entries == []
     assert not Path(cache).exists(), "gone with the case"
-    assert call("tests.support.faulty:own_resources", replace(CASE, device="cuda"), None)[0] == resource.RLIM_INFINITY
+    assert call(faulty.own_resources, replace(CASE, device="cuda"), None)[0] == resource.RLIM_INFINITY
 
 
 def test_steps_that_are_timed_on_the_cpu_find_the_memory_that_was_freed() -> None:
     """Pages are of 4 KiB, or in huge pages of 2 MiB: 200 MB are 95 of those at least."""
-    assert call("tests.support.faulty:page_faults", CASE, SETTINGS, "neither") > 90
-    assert call("tests.support.faulty:page_faults", CASE, SETTINGS, "case") < 20
-    assert call("tests.support.faulty:page_faults", CASE, SETTINGS, "baseline") < 20
+    assert call(faulty.page_faults, CASE, SETTINGS, "neither") > 90
+    assert call(faulty.page_faults, CASE, SETTINGS, "case") < 20
+    assert call(faulty.page_faults, CASE, SETTINGS, "baseline") < 20
 
 
+@pytest.mark.exhaustive
 def test_the_compiler_asks_the_machine_once_and_the_network_stays_cold(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
-    call("bench.run.worker:prepare_compiler", "cpu", tools)
+    call(worker.prepare_compiler, "cpu", tools)
     assert any(path.suffix == ".so" for path in tools.rglob("*")), "checks of vector instructions"
     compiled = replace(CASE, path="compile")
-    assert call("tests.support.faulty:vector_checks", compiled, None) > 0
-    assert call("tests.support.faulty:vector_checks", compiled, tools) == 0
-    _, cache, entries = call("tests.support.faulty:own_resources", compiled, tools)
+    assert call(faulty.vector_checks, compiled, None) > 0
+    assert call(faulty.vector_checks, compiled, tools) == 0
+    _, cache, entries = call(faulty.own_resources, compiled, tools)
     assert sorted(entries) == sorted(path.name for path in tools.iterdir())
     assert not Path(cache).exists()

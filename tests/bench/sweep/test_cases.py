@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.sweep.cases import _KEYS, RULES, Axes, Block, Preset, expand, load_preset, max_batch_cases, preset_names
 from bench.measure.telemetry import ENERGY_WINDOW_S
+from bench.sweep.axes import Axes, Block, Preset
+from bench.sweep.cases import expand, max_batch_cases
+from bench.sweep.preset_file import _KEYS
+from bench.sweep.presets import load_preset, preset_names
+from bench.sweep.rules import RULES
 from bench.types import Settings
 from resnet.models.table import DEPTHS
 from resnet.paths import PATHS

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from bench.terminal import failure
-from bench import listings
-from bench.run import runner
 from bench.cli import main
 from bench.kernels.command import _models
+from bench.run import runner
+from bench.sweep import command as sweep_command
+from bench.terminal import failure
+from bench.workers.errors import is_for_people
 from tests.support.repository import ROOT
-
 
 
 def invoke(*arguments: str) -> Result:
@@ -80,10 +80,10 @@ def test_where_nothing_can_be_written_it_is_printed(monkeypatch: pytest.MonkeyPa
 def test_an_error_of_ours_is_told_from_one_of_a_library() -> None:
     with pytest.raises(ValueError, match="unknown") as ours:
         _models((19,))
-    assert failure.is_for_people(ours.value)
+    assert is_for_people(ours.value)
     with pytest.raises(ValueError, match="Expecting") as theirs:
         json.loads("{")
-    assert not failure.is_for_people(theirs.value)
+    assert not is_for_people(theirs.value)
 
 
 @pytest.mark.parametrize("error", [KeyError("path"), ValueError("not for people"), OSError(5, "Input/output error")])
@@ -93,11 +93,11 @@ def test_any_error_of_a_command_is_one_paragraph(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(listings, "table", fail)
+    monkeypatch.setattr(sweep_command, "table", fail)
     ended = invoke("list", "paths")
     assert ended.exit_code == 3
     assert ended.stderr.startswith(f"Error: resbench failed in a way that it should not: {type(error).__name__}: ")
-    assert "(bench/cli.py, line " in ended.stderr
+    assert "(bench/sweep/command.py, line " in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     (report,) = reports(temporary)
     assert str(report) in ended.stderr

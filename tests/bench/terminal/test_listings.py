@@ -6,19 +6,23 @@ from typing import Any
 
 import pytest
 from rich.console import RenderableType
+
+from bench.audit import command
+from bench.kernels.report import terminal
+from bench.kernels.report.rows import records
+from bench.kernels.types import KernelRun
+from bench.machine import command as machine_command
+from bench.report import terminal as report_terminal
+from bench.sweep import command as sweep_command
+from bench.terminal import tables
+from bench.traffic import report as traffic_report
+from bench.traffic.machines import MACHINES
+from bench.traffic.types import Counted, Operation, Seen, Traffic
+from bench.types import Status
 from tests.support.screens import WIDTHS, shown, together
 from tests.support.synthetic_kernels import ON_CPU, ON_GPU, OPS, kernel_run, outcome, untimed
 from tests.support.synthetic_runs import CASE, FAILED, PASSED, result, run
 from tests.support.traffic_cases import request
-
-from bench.audit import command
-from bench import listings
-from bench.kernels.types import KernelRun
-from bench.kernels.report import terminal
-from bench.traffic import report as traffic_report
-from bench.kernels.report.rows import records
-from bench.traffic.types import MACHINES, Counted, Operation, Seen, Traffic
-from bench.types import Status
 
 AT_EACH_WIDTH = pytest.mark.parametrize("width", WIDTHS)
 SCHEMES = (
@@ -35,14 +39,14 @@ def holds(printed: RenderableType, width: int, rows: Sequence[Sequence[object]])
 
 @AT_EACH_WIDTH
 def test_lists(width: int) -> None:
-    paths: Any = listings.paths()
-    found = holds(listings.table(paths), width, [(row["path"], ", ".join(row["modes"])) for row in paths])
+    paths: Any = sweep_command.paths()
+    found = holds(tables.table(paths), width, [(row["path"], ", ".join(row["modes"])) for row in paths])
     told = {word for row in paths for word in row["what it is"].split()}
     assert [word for word in told if not together(found, word)] == [], "words are whole"
-    presets: Any = listings.presets()
-    holds(listings.table(presets), width, [(row["preset"], row["cases"]) for row in presets])
-    models: Any = listings.models()
-    holds(listings.table(models), width, [(row["model"], ", ".join(map(str, row["layers"]))) for row in models])
+    presets: Any = sweep_command.presets()
+    holds(tables.table(presets), width, [(row["preset"], row["cases"]) for row in presets])
+    models: Any = sweep_command.models()
+    holds(tables.table(models), width, [(row["model"], ", ".join(map(str, row["layers"]))) for row in models])
 
 
 @AT_EACH_WIDTH
@@ -58,7 +62,9 @@ def test_parity(width: int) -> None:
         replace(cases[1], precision="fp16"), None, parity=FAILED, status=Status.PARITY_FAILED, reason="it differs"
     )
     rows = [(case.path, "valid", "0.00012", "0.00046") for case in cases]
-    found = holds(listings.verdicts(run(*good, bad)), width, [*rows, (bad.case.path, "parity-failed", "inf", "0.004")])
+    found = holds(
+        report_terminal.verdicts(run(*good, bad)), width, [*rows, (bad.case.path, "parity-failed", "inf", "0.004")]
+    )
     assert found[0] == "resnet18 · batch 8 · 224 px · cuda"
     assert bool(together(found, FAILED.worst.tensor, "inf")) is (width > 80)
 
@@ -71,7 +77,7 @@ def test_what_a_device_can_run(width: int) -> None:
         {**nothing, "path": path, "mode": mode, "precision": precision, "untimed": f"{path} {mode} {precision}"}
         for path in ("compile-reduce-overhead", "eager") for mode in ("train", "infer") for precision in precisions
     ]  # fmt: skip
-    sheet, reasons = listings.capabilities("cpu", cells)
+    sheet, reasons = machine_command.capabilities("cpu", cells)
     assert len(reasons) == 16
     word = "parity" if width < 140 else "parity only"
     numbers = [(f"{word} ({4 * row + 1})", f"{word} ({4 * row + 2})") for row in range(4)]
@@ -109,10 +115,10 @@ def test_traffic(width: int) -> None:
     )  # fmt: skip
     totals: Any = traffic_report.totals(counted)
     columns = ("scheme", "MB/image", "counters MB/image", "over counted", "over the least", "floor ms/step")
-    sheet = listings.table(totals, later=traffic_report.LATER)
+    sheet = tables.table(totals, later=traffic_report.LATER)
     holds(sheet, width, [[row[name] for name in columns] for row in totals])
     (part,) = parts = traffic_report.by_part(counted)
-    found = shown(listings.table(parts), width)
+    found = shown(tables.table(parts), width)
     assert sum(line.count(part["eager"]) for line in found) == len(SCHEMES)
     assert {word for line in found for word in line.split()} >= set(SCHEMES)
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.support.screens import console, lines
 
 from bench.terminal.output import Output
 from bench.terminal.wrapped import broken
+from tests.support.screens import console, lines
 
 RUN = Path("reports/cpu-quick-20300101-000000")
 FILES = [

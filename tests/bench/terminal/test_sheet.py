@@ -1,9 +1,9 @@
 """Tables that fit: what goes first where the width does not suffice, and that nothing is broken or cut."""
 
 import pytest
-from tests.support.screens import shown, together
 
 from bench.terminal.sheet import Axis, Column, Form, Sheet
+from tests.support.screens import shown, together
 
 ROWS = [
     {"mode": mode, "device": "cpu", "name": name, "speed": speed, "note": "some words to read", "why": why}

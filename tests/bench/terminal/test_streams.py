@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.synthetic_runs import every_status
 
-from bench.terminal import streams
 from bench.record.journal import Journal
+from bench.terminal import streams
 from tests.support.repository import ROOT
+from tests.support.synthetic_runs import every_status
 
 SAID = "a \u2013 b \u00d7 語 … ±━│┏ \udce9"
 ENCODINGS: dict[str, dict[str, str]] = {

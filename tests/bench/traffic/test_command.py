@@ -2,23 +2,21 @@
 
 import json
 import shlex
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tests.support.traffic_cases import MODEL, few_bottlenecks, request  # noqa: F401 - the second is a fixture
 
-from bench.workers import parent
-from bench.traffic import worker
 from bench.cli import main
-from bench.traffic import report
+from bench.traffic import report, worker
+from bench.traffic.machines import MACHINES
 from bench.traffic.schemes import DECLARED, all_schemes, scheme_of
-from bench.traffic.types import MACHINES, Counted, Operation, Traffic
+from bench.traffic.types import Counted, Operation, Traffic
 from bench.types import Ceilings
+from bench.workers.parent import Terms
 from resnet.paths import PATHS
 from tests.support.repository import ROOT
+from tests.support.traffic_cases import MODEL, few_bottlenecks, request  # noqa: F401 - the second is a fixture
 
 PAGE = ROOT / "docs" / "traffic.md"
 
@@ -28,12 +26,7 @@ pytestmark = pytest.mark.usefixtures("flags_restored", "few_bottlenecks")
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are calls."""
-
-    def call(entry: str, *arguments: object, **_: object) -> Any:  # noqa: ANN401 - whatever it returns
-        module, function = entry.split(":")
-        return getattr(import_module(module), function)(*arguments)
-
-    monkeypatch.setattr(parent, "call", call)
+    monkeypatch.setattr(Terms, "call", lambda _, entry, *arguments: entry(*arguments))
 
 
 def test_a_floor_is_the_longer_of_two_times_operation_by_operation() -> None:
@@ -79,7 +72,7 @@ def test_every_path_has_a_scheme() -> None:
     ((MODEL, "--markdown", "/proc/page.md"), ("cannot write /proc/page.md",)),
 ])  # fmt: skip
 def test_bad_usage(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
-    monkeypatch.delattr(parent, "call")
+    monkeypatch.delattr(Terms, "call")
     ended = CliRunner().invoke(main, ["traffic", *arguments])
     assert (ended.exit_code, ended.stdout) == (2, "")
     for word in words:
@@ -89,7 +82,7 @@ def test_bad_usage(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], 
 def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"bench.machine.doctor:has_cuda": False, "bench.machine.ceilings:measure_ceilings": Ceilings(
         copy_bytes_per_s=1.0, matmul_flops_per_s={"fp32": 1.0})}  # fmt: skip
-    monkeypatch.setattr(parent, "call", lambda entry, *_, **__: answers[entry])
+    monkeypatch.setattr(Terms, "call", lambda _, entry, *__: answers[str(entry)])
     for arguments, message in (
         (["--device", "cuda"], "no CUDA device"),
         (["--precision", "fp16"], "does not run fp16"),

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from tests.support.traffic_cases import MODEL, few_bottlenecks, request  # noqa: F401 - the second is a fixture
 
+from bench.measure.cost import cost
 from bench.traffic import worker
-from bench.machine.ceilings import cost
 from bench.traffic.schemes import all_schemes
 from bench.traffic.steps import covered, step
 from bench.traffic.types import Operation
 from bench.types import Mode
+from tests.support.traffic_cases import MODEL, few_bottlenecks, request  # noqa: F401 - the second is a fixture
 
 pytestmark = pytest.mark.usefixtures("flags_restored", "few_bottlenecks")
 

@@ -156,14 +156,14 @@ def test_workers_work_where_nothing_has_a_place(tmp_path: Path) -> None:
     folder = tmp_path / LONG
     folder.mkdir()
     plain = {name: value for name, value in os.environ.items() if name not in ("LOGNAME", "USER", *CACHES)}
-    python_path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    code = "from bench.workers.parent import call; from pathlib import Path; print(call('tests.support.faulty:places'))"
-    code += "; call('tests.support.faulty:shout', '\\u2013', log=Path('log'))"
+    code = "from bench.workers.entry import remote; from bench.workers.parent import Terms, call\n"
+    code += "from pathlib import Path; faulty = remote('tests.support.faulty'); print(call(faulty.places))\n"
+    code += "Terms(log=Path('log')).call(faulty.shout, '\\u2013')"
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", code],
         env={
             **plain,
-            "PYTHONPATH": python_path,
+            "PYTHONPATH": str(ROOT),
             "TMPDIR": str(folder),
             "HOME": "/nonexistent",
             "PYTHONIOENCODING": "ascii",

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.support.bn_cases import DEVICE, map_norms, operands_of
-from tests.support.exhaustive import exhaustive
 from torch import Tensor
 
 from kernels.kernel import Kernel, Norm, Operands
 from kernels.table import KERNELS_BY_NAME
+from tests.support.bn_cases import DEVICE, map_norms, operands_of
+from tests.support.exhaustive import exhaustive
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

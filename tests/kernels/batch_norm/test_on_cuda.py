@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from kernels.kernel import Kernel
 from kernels.table import KERNELS
 from tests.support.repository import ROOT
-
 
 STATISTICS = {"_partial_statistics": ["partials_ptr"]}
 APPLY, MASKED, POOL = (
@@ -55,7 +53,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @cache
 def printed_by(program: str) -> dict[str, Any]:
-    done = python(str(ROOT / "tests" / program))
+    done = python(str(ROOT / "tests" / "support" / program))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

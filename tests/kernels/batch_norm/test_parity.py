@@ -5,6 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
+
+from kernels.batch_norm import act
+from kernels.batch_norm.statistics import MERGED_RUNS
+from kernels.kernel import Kernel, Norm, Operands, Shape
+from kernels.launch.layout import Matrix
+from kernels.launch.passes import launch
+from kernels.launch.runtime import INTERPRETED
+from kernels.table import KERNELS, KERNELS_BY_NAME
 from tests.support.bn_cases import (
     DEVICE,
     MANY_RUNS,
@@ -19,14 +28,6 @@ from tests.support.bn_cases import (
     violations,
 )
 from tests.support.exhaustive import exhaustive
-from torch import Tensor
-
-from kernels.batch_norm import act
-from kernels.batch_norm.statistics import MERGED_RUNS
-from kernels.kernel import Kernel, Norm, Operands, Shape
-from kernels.launch.passes import Matrix, launch
-from kernels.launch.runtime import INTERPRETED
-from kernels.table import KERNELS, KERNELS_BY_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +70,11 @@ def test_parity_of_images_in_multiples_of_16_pixels(kernel: Kernel, training: bo
     assert violations(kernel, operands, training) == []
 
 
-@forms
+@pytest.mark.parametrize(
+    "kernel",
+    [pytest.param(kernel, marks=() if kernel.name == "bn+relu" else pytest.mark.exhaustive) for kernel in KERNELS],
+    ids=lambda kernel: kernel.name,
+)
 def test_parity_over_many_runs(kernel: Kernel, many_runs: Shape) -> None:
     operands = operands_of(kernel, many_runs)
     plan = launch("statistics", Matrix.of(operands.x))
@@ -97,7 +102,7 @@ def test_parity_without_parameters(kernel: Kernel, affine: str, training: bool) 
 
 
 @trainings
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *exhaustive(torch.float16)], ids=str)
 @forms
 def test_parity_with_parameters_of_low_precision(kernel: Kernel, dtype: torch.dtype, training: bool) -> None:
     """What model.half() makes: parameters and running statistics in the precision of x."""

@@ -5,12 +5,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.bn_cases import DEVICE, map_images, map_norms, mapped, operands_of, random_like, results, violations
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kernels.kernel import Kernel, Norm, Operands, Shape
 from kernels.table import KERNELS, KERNELS_BY_NAME
+from tests.support.bn_cases import (
+    DEVICE,
+    STRIDES,
+    map_images,
+    map_norms,
+    mapped,
+    operands_of,
+    random_like,
+    results,
+    violations,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -42,21 +51,11 @@ WINDOWS: tuple[Shape, ...] = (  # of the stem: one row or column, odd and even, 
     (2, 3, 5, 5),
     (2, 3, 6, 7),
 )
-STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
-    "every other channel": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
-    "a window": lambda x: F.pad(x, (1, 2, 2, 1))[:, :, 2:-1, 1:-2],
-    "some channels of channels_last": lambda x: torch.cat([x, x], dim=1)
-    .contiguous(memory_format=torch.channels_last)[:, : x.shape[1]],
-    "height and width changed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "channels before images": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "one image for all": lambda x: x[:1].expand_as(x),
-    "one column for all": lambda x: x[..., :1].expand_as(x),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("channels_last", "training"),
-    [(True, True), (False, True), (False, False)],
+    [(True, True), *(pytest.param(False, training, marks=pytest.mark.exhaustive) for training in (True, False))],
     ids=["channels_last, training", "NCHW, training", "NCHW, evaluation"],
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,6 +64,7 @@ def test_odd_shapes(kernel: Kernel, shape: Shape, channels_last: bool, training:
     assert violations(kernel, operands_of(kernel, shape, channels_last=channels_last), training) == []
 
 
+@pytest.mark.exhaustive
 @trainings
 @forms
 def test_two_thousand_channels(kernel: Kernel, training: bool) -> None:

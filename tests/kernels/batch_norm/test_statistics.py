@@ -5,12 +5,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.bn_cases import DEVICE, MANY_RUNS, TOLERANCES, error, operands_of, random_like, results, statistics_of
 from torch import Tensor, nn
 
 from kernels.batch_norm.statistics import update_running_statistics
 from kernels.kernel import Kernel, Norm, Operands, Shape
 from kernels.table import KERNELS, KERNELS_BY_NAME
+from tests.support.bn_cases import (
+    DEVICE,
+    MANY_RUNS,
+    TOLERANCES,
+    error,
+    operands_of,
+    random_like,
+    results,
+    statistics_of,
+)
+from tests.support.exhaustive import exhaustive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +85,7 @@ HARD: dict[str, tuple[Callable[[Shape], Tensor], float]] = {
 BEYOND_NAIVE = ("far from zero", "fp16 near overflow")
 
 
-@pytest.mark.parametrize("form", ["bn", "stem"])
+@pytest.mark.parametrize("form", ["bn", *exhaustive("stem")])
 @pytest.mark.parametrize("name", HARD)
 def test_hard_statistics(name: str, form: str, many_runs: Shape) -> None:
     make, tolerance = HARD[name]

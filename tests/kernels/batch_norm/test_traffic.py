@@ -1,4 +1,4 @@
-"""Touches of memory and launches, counted: as the headers of kernels/batch_norm/act.py and kernels/batch_norm/pool.py state them."""
+"""Touches of memory and launches, counted: as the headers of act.py and pool.py state them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.bn_cases import named, operands_of, random_like
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
 from kernels.kernel import Operands, make_operands
 from kernels.launch.runtime import INTERPRETED, Call, recorded
 from kernels.table import KERNELS, KERNELS_BY_NAME
+from tests.support.bn_cases import named, operands_of, random_like
 
 BIT, BYTE, QUARTER = 1 / 16, 1 / 2, 1 / 4  # of a bf16 element; and the stem's y has a quarter of x's elements
 

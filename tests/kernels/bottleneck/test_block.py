@@ -4,6 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from bench.kernels.operands import mapped
+from bench.kernels.parity import error
+from kernels.bottleneck import forward as module
+from kernels.bottleneck.forms import BlockOperands
+from kernels.bottleneck.forward import bottleneck
+from kernels.kernel import Norm
+from kernels.launch.runtime import INTERPRETED, recorded
 from tests.support.exhaustive import exhaustive
 from tests.support.gram_cases import (
     BY_NAME,
@@ -23,15 +32,6 @@ from tests.support.gram_cases import (
     small_products,  # noqa: F401 - a fixture
     violations,
 )
-from torch import Tensor
-
-from bench.kernels.ops import mapped
-from bench.kernels.parity import error
-from kernels.bottleneck import forward as module
-from kernels.bottleneck.forward import bottleneck
-from kernels.bottleneck.forms import BlockOperands
-from kernels.kernel import Norm
-from kernels.launch.runtime import INTERPRETED, recorded
 
 cases = pytest.mark.parametrize("case", CASES)
 one_of_all = ["bottleneck", *exhaustive(*(name for name in BY_NAME if name != "bottleneck"))]

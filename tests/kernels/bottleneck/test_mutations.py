@@ -3,7 +3,7 @@
 Where it is rounded and scaled (at 16 bits), in evaluation, behind a closed ReLU, at unusual strides and layouts.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,17 +11,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.kernels.bottleneck import test_op as test_bottleneck_op
-from tests.kernels.products import test_products
 import torch
-from tests.support.gram_cases import EXACT, FP64, V1, operands_of, violations
-from tests.kernels.gram.test_mutations import changed
 from torch import Tensor
 
-from bench.kernels.ops import mapped
+from bench.kernels.operands import mapped
 from bench.kernels.parity import error
 from kernels.bottleneck.forms import BlockForm
 from kernels.kernel import Shape
+from tests.kernels.bottleneck import test_op as test_bottleneck_op
+from tests.kernels.products import test_products
+from tests.support.gram_cases import EXACT, FP64, V1, operands_of, violations
+from tests.support.gram_mutants import changed
 
 pytestmark = [
     pytest.mark.exhaustive,
@@ -60,9 +60,11 @@ def evaluation(case: str) -> Check:
     return check
 
 
-FROM = {  # what `test_products` takes from which modules
-    "block_end": "block_end", "Branch": "block_end", "conv_statistics": "conv_statistics",
-    "gram_source": "gram", "result_statistics": "result_statistics",
+FROM = {  # what `test_products` takes from the kernels
+    "covariance": "gram.covariance", "plans": "products.plans",
+    "block_end": "products.block_end.block_end", "Branch": "products.block_end.Branch",
+    "conv_statistics": "products.conv_statistics.conv_statistics", "gram_source": "gram.covariance.gram_source",
+    "result_statistics": "gram.statistics.result_statistics",
 }  # fmt: skip
 
 
@@ -71,11 +73,8 @@ def of_kernel(test: Callable[..., None], *given: object) -> Check:
 
     def check(forms: ModuleType) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("gram", "product"):
-                patch.setattr(test_products, module, importlib.import_module(f"{forms.__package__}.{module}"))
-            for name, module in FROM.items():
-                copy = importlib.import_module(f"{forms.__package__}.{module}")
-                patch.setattr(test_products, name, getattr(copy, name))
+            for name, place in FROM.items():
+                patch.setattr(test_products, name, pkgutil.resolve_name(f"{forms.__name__.split('.')[0]}.{place}"))
             test(*(patch if argument is PATCH else argument for argument in given))
 
     return check
@@ -134,124 +133,125 @@ class Mutation:
 MUTATIONS = (
     # at 16 bits
     Mutation(
-        why="a W is not scaled back", module="inner_gradient",
+        why="a W is not scaled back", module="gram.inner_gradient",
         old="product *= tl.load(unscale_ptr) / tl.load(unscale_ptr + 1)", new="product /= tl.load(unscale_ptr + 1)",
         check=parity(PROJECTION, FP16),
     ),
     Mutation(
-        why="H is not scaled back", module="inner_gradient",
+        why="H is not scaled back", module="gram.inner_gradient",
         old="product *= tl.load(unscale_ptr + 1)", new="product *= 1.0", check=parity(PROJECTION, FP16),
     ),
     Mutation(
-        why="h takes the mean by an a W that is too large", module="gram_backward",
+        why="h takes the mean by an a W that is too large", module="gram.backward",
         old="(mean / larger)[:, None]", new="mean[:, None]", check=parity(PROJECTION, FP16),
     ),
     Mutation(
-        why="what does not exist is rounded", module="block_end",
+        why="what does not exist is rounded", module="products.block_end",
         old="y = on_line(y, result_line_ptr, columns, N)",
         new="y = on_line(y.to(out_ptr.dtype.element_ty).to(acc), result_line_ptr, columns, N)", check=rounded_once,
     ),
     Mutation(
         why="the ReLU sees what is not rounded yet",
-        module="block_end", old="keep = kept(out)", new="keep = kept(y)", check=mask_of_zero,
+        module="products.block_end", old="keep = kept(out)", new="keep = kept(y)", check=mask_of_zero,
     ),
     # masks
     Mutation(
         why="bits behind the last channel are set",
-        module="block_end", old="keep = kept(out)", new="keep = kept(out) | (columns >= N)[None, :]", check=mask_bits,
+        module="products.block_end", old="keep = kept(out)", new="keep = kept(out) | (columns >= N)[None, :]",
+        check=mask_bits,
     ),
     Mutation(
-        why="each block of columns writes the bits of the first", module="block_end",
+        why="each block of columns writes the bits of the first", module="products.block_end",
         old="packed = tl.program_id(0) * (BLOCK_COLUMNS // 8) + tl", new="packed = tl", check=mask_bits,
     ),
     Mutation(
         why="each block of columns reads the bits of the first",
-        module="product", old="packed = first // 8 + tl", new="packed = tl", check=parity(PROJECTION),
+        module="products.operands", old="packed = first // 8 + tl", new="packed = tl", check=parity(PROJECTION),
     ),
     Mutation(
-        why="a closed ReLU multiplies by zero", module="product",
+        why="a closed ReLU multiplies by zero", module="products.operands",
         old="tl.where(unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS) != 0, dy, 0.0)",
         new="dy * unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS).to(dy.dtype)", check=closed_relu,
     ),
     # strides, evaluation
     Mutation(
-        why="strides are two", module="product",
+        why="strides are two", module="products.operands",
         old="(h % STRIDE == 0) & (w % STRIDE == 0)", new="(h % 2 == 0) & (w % 2 == 0)", check=stride_three,
     ),
     Mutation(
-        why="the gradient of the shortcut goes where that of the convolution goes", module="input_gradient",
+        why="the gradient of the shortcut goes where that of the convolution goes", module="products.input_gradient",
         old="source_width, SKIP_STRIDE)", new="source_width, STRIDE)", check=parity(DOWNSAMPLING),
     ),
     Mutation(
-        why="in evaluation the stride is always in the second convolution", module="bottleneck_inference",
+        why="in evaluation the stride is always in the second convolution", module="bottleneck.inference",
         old="Branch(x, first_stride,", new="Branch(x, 1,", check=evaluation(V1),
     ),
     Mutation(
-        why="in evaluation bn2 is left out", module="bottleneck_inference",
+        why="in evaluation bn2 is left out", module="bottleneck.inference",
         old="Branch(x2, 1, lines[CONV2],", new="Branch(x2, 1, None,", check=evaluation(IDENTITY),
     ),
     Mutation(
-        why="in evaluation the projection has bn3", module="bottleneck_inference",
+        why="in evaluation the projection has bn3", module="bottleneck.inference",
         old="lines[PROJECTION])", new="lines[CONV3])", check=evaluation(PROJECTION),
     ),
     # layouts, options
     Mutation(
-        why="gradients of conv1 are put in the strides of transposed filters", module="bottleneck_backward",
+        why="gradients of conv1 are put in the strides of transposed filters", module="bottleneck.backward",
         old="self.filters[CONV1].contiguous())\n", new="self.filters[CONV1])\n", check=layouts,
     ),
     Mutation(
         why="gradients of conv3 are put in the strides of transposed filters",
-        module="gram_backward", old="torch.empty_like(of.contiguous())", new="torch.empty_like(of)", check=layouts,
+        module="gram.backward", old="torch.empty_like(of.contiguous())", new="torch.empty_like(of)", check=layouts,
     ),
     Mutation(
-        why="transposed filters are multiplied as they lie", module="bottleneck",
+        why="transposed filters are multiplied as they lie", module="bottleneck.forward",
         old="multiplied[CONV3].contiguous()", new="multiplied[CONV3]", check=layouts,
     ),
     Mutation(
-        why="in the backward pass bn3 has the eps of bn2", module="gram_backward",
+        why="in the backward pass bn3 has the eps of bn2", module="gram.backward",
         old="source.pixels.rows, columns, channels, splits, sums.shape[0],\n        EPS=norm.eps",
         new="source.pixels.rows, columns, channels, splits, sums.shape[0],\n        EPS=1e-2", check=own_eps,
     ),
     # sums and factors
     Mutation(
-        why="a short run's pivot is that of a whole tile", module="conv_statistics",
+        why="a short run's pivot is that of a whole tile", module="products.conv_statistics",
         old="tl.minimum(last - first, BLOCK_ROWS)", new="tl.maximum(last - first, BLOCK_ROWS)", check=short_run,
     ),
     Mutation(
         why="a variance may be as small as it comes out",
-        module="result_statistics", old="ROUNDING * terms * terms", new="0.0 * terms", check=least_variance,
+        module="gram.statistics", old="ROUNDING * terms * terms", new="0.0 * terms", check=least_variance,
     ),
     Mutation(
-        why="blocks of the covariance are counted as those of the Gram matrix", module="gram",
+        why="blocks of the covariance are counted as those of the Gram matrix", module="gram.covariance",
         old="tl.program_id(0) * BLOCK // GRAM_BLOCK > tl.program_id(1) * BLOCK // GRAM_BLOCK",
         new="tl.program_id(0) // GRAM_BLOCK > tl.program_id(1) // GRAM_BLOCK", check=blocks_of_blocks,
     ),
     Mutation(
-        why="a strided Gram matrix is that of the first pixels", module="gram",
+        why="a strided Gram matrix is that of the first pixels", module="gram.covariance",
         old="source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)", new="source = at",
         check=of_kernel(
             test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, EXACT, 2, PATCH
         ),
     ),
     Mutation(
-        why="the variance is the unbiased one", module="gram",
+        why="the variance is the unbiased one", module="gram.covariance",
         old="tl.reshape(product, [BLOCK, BLOCK]) / count", new="tl.reshape(product, [BLOCK, BLOCK]) / (count - 1)",
         check=parity(IDENTITY),
     ),
     Mutation(
-        why="splits of the sums of the gradient are written over each other", module="filter_gradient",
+        why="splits of the sums of the gradient are written over each other", module="products.filter_gradient",
         old="sums_ptr + split * N + filters", new="sums_ptr + filters", check=parity(IDENTITY),
     ),
     Mutation(
-        why="H lacks the weight of bn3", module="gram_backward",
+        why="H lacks the weight of bn3", module="gram.backward",
         old="slope = scale * rstd * dweight", new="slope = rstd * rstd * dweight", check=parity(IDENTITY),
     ),
     Mutation(
-        why="h lacks the mean of y", module="gram_backward",
+        why="h lacks the mean of y", module="gram.backward",
         old="2 * N + filters, slope * moved", new="2 * N + filters, 0.0 * moved", check=parity(IDENTITY),
     ),
     Mutation(
-        why="the diagonal of H is applied twice", module="gram_backward",
+        why="the diagonal of H is applied twice", module="gram.backward",
         old="product = tl.where(channels[:, None] == columns[None, :], 0.0, product)", new="product += 0.0",
         check=parity(IDENTITY),
     ),

@@ -4,6 +4,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
+
+from kernels.bottleneck.forms import BlockOperands
+from kernels.bottleneck.forward import bottleneck
+from kernels.gram import covariance
+from kernels.kernel import Shape
 from tests.support.gram_cases import (
     BY_NAME,
     CASES,
@@ -16,12 +22,6 @@ from tests.support.gram_cases import (
     small_products,  # noqa: F401 - a fixture
     violations,
 )
-from torch import Tensor
-
-from kernels.gram import covariance
-from kernels.bottleneck.forward import bottleneck
-from kernels.bottleneck.forms import BlockOperands
-from kernels.kernel import Shape
 
 CLOSE = 1e-9 if FP64 else 1e-3
 SMALL: Shape = (3, 12, 5, 6)

@@ -3,12 +3,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.support.cpus import needs_avx512_bf16
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kernels.cpu.conv import Algorithm, Avx512Conv2d
 from kernels.cpu.pool import avx512_max_pool2d
+from tests.support.cpus import needs_avx512_bf16
 
 pytestmark = needs_avx512_bf16
 

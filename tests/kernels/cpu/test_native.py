@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.cpus import needs_avx512_bf16
 
 from kernels.cpu import native
+from tests.support.cpus import needs_avx512_bf16
 
-SOURCE = "avx512_pool.cpp"
+SOURCE = "pool.cpp"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_cpu_without_the_instructions_is_told(
     ("compiler", "why"),
     [
         ("no-such-compiler -O1", "no C\\+\\+ compiler 'no-such-compiler': install g\\+\\+"),
-        ("false", "false does not compile avx512_pool.cpp"),
+        ("false", "false does not compile pool.cpp"),
         ("true", "compiled but does not load"),
     ],
 )

@@ -2,19 +2,21 @@
 
 import pytest
 import torch
-from tests.support.gram_cases import DEVICE, dtypes, small_products  # noqa: F401 - a fixture
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from kernels.gram.backward import inner_filters, parameter_gradients
+from kernels.gram.covariance import Source, gram_source
+from kernels.gram.inner_gradient import inner_gradient
+from kernels.gram.statistics import result_statistics
+from kernels.kernel import Norm
 from kernels.products.block_end import Branch, block_end
 from kernels.products.conv_statistics import conv_statistics
 from kernels.products.filter_gradient import filter_gradient
-from kernels.gram.covariance import Source, gram_source
-from kernels.gram.backward import inner_filters, parameter_gradients
-from kernels.gram.inner_gradient import inner_gradient
 from kernels.products.input_gradient import input_gradient
-from kernels.kernel import Norm
-from kernels.gram.statistics import result_statistics
+from tests.support.exhaustive import exhaustive
+from tests.support.gram_cases import DEVICE, DTYPES, dtypes, small_products  # noqa: F401 - a fixture
+from tests.support.products import activated, close, line_of, mask_of, normalised, random, rows, spread, sums_of
 
 EPS = 1e-5
 N, K, COLUMNS, HEIGHT, WIDTH = 3, 20, 40, 7, 9  # no multiple of a tile
@@ -30,53 +32,6 @@ strides = pytest.mark.parametrize("stride", [1, 2])
 pytestmark = pytest.mark.usefixtures("small_products")
 
 
-def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    values = torch.randn(size, generator=torch.Generator().manual_seed(sum(size) + seed)).to(DEVICE, dtype)
-    return values.contiguous(memory_format=torch.channels_last) if len(size) == 4 else values
-
-
-def sums_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def rows(x: Tensor, stride: int = 1) -> Tensor:
-    """[rows, C] in fp64 of the pixels that a stride takes."""
-    return x[:, :, ::stride, ::stride].permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double()
-
-
-def image(matrix: Tensor, like: Tensor) -> Tensor:
-    n, _, height, width = like.shape
-    return matrix.reshape(n, height, width, -1).permute(0, 3, 1, 2)
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
-    assert found.shape == wanted.shape
-    error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
-    assert error < tolerance
-
-
-def line_of(channels: int, dtype: torch.dtype) -> Tensor:
-    """Mean, scale and shift of a BatchNorm."""
-    mean, scale, shift = random(3, channels, dtype=sums_of(dtype))
-    return torch.stack((mean, 1 + scale / 4, shift / 2))
-
-
-def activated(x: Tensor, line: Tensor | None) -> Tensor:
-    """relu(bn(x)) rounded to the dtype of x, or x; in that dtype."""
-    if line is None:
-        return x
-    mean, scale, shift = (of.double()[:, None, None] for of in line)
-    return F.relu(((x.double() - mean) * scale + shift).to(x.dtype))
-
-
-def mask_of(kept: Tensor) -> Tensor:
-    """Bits [N, C / 8, H, W] of [N, C, H, W] flags."""
-    n, channels, height, width = kept.shape
-    bits = F.pad(kept.to(torch.int32), (0, 0, 0, 0, 0, -channels % 8)).reshape(n, -1, 8, height, width)
-    weights = (2 ** torch.arange(8, device=kept.device))[:, None, None]
-    return (bits * weights).sum(2).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
 @strides
 @dtypes
 def test_a_convolution_and_the_statistics_of_its_result(dtype: torch.dtype, stride: int) -> None:
@@ -90,9 +45,9 @@ def test_a_convolution_and_the_statistics_of_its_result(dtype: torch.dtype, stri
     runs = torch.split(stored, rows_per_run)
     assert means.shape == (len(runs), COLUMNS)
     assert len(runs) > 1
-    for mean, spread, run in zip(means, spreads, runs, strict=True):
+    for mean, squares, run in zip(means, spreads, runs, strict=True):
         close(mean, run.mean(0), SUMMED[dtype] * 4)
-        close(spread, (run - run.mean(0)).square().sum(0), SUMMED[dtype] * 4)
+        close(squares, (run - run.mean(0)).square().sum(0), SUMMED[dtype] * 4)
 
 
 @pytest.mark.parametrize("with_norm", [True, False], ids=["behind a BatchNorm", "as it is"])
@@ -131,7 +86,7 @@ def test_statistics_from_the_gram_matrix(dtype: torch.dtype, stride: int, with_n
 
 
 @pytest.mark.parametrize("kind", ["shortcut", "projection", "neither"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+@pytest.mark.parametrize("relu", [True, *exhaustive(False)], ids=["relu", "no relu"])
 @dtypes
 def test_the_end_of_a_block(dtype: torch.dtype, relu: bool, kind: str) -> None:
     stride = 2
@@ -155,12 +110,6 @@ def test_the_end_of_a_block(dtype: torch.dtype, relu: bool, kind: str) -> None:
         assert torch.equal(mask & mask_of(wanted < -1e-2), torch.zeros_like(mask))
     else:
         assert mask is None
-
-
-def normalised(y: Tensor, line: Tensor) -> Tensor:
-    mean, scale, shift = line.double()[:, :, None, None]
-    result: Tensor = (y - mean) * scale + shift
-    return result
 
 
 @strides
@@ -276,13 +225,6 @@ def test_the_gradient_of_a_blocks_input(dtype: torch.dtype, kind: str) -> None:
     dx = input_gradient(dy, filters, x, stride, skip, mask, skip_stride)
     assert dx.is_contiguous(memory_format=torch.channels_last)
     close(dx, wanted, STORED[dtype])
-
-
-def spread(values: Tensor, like: Tensor, stride: int) -> Tensor:
-    """To every stride-th pixel of every stride-th line, zero elsewhere."""
-    whole = torch.zeros(like.shape[0], values.shape[1], *like.shape[2:], dtype=values.dtype, device=values.device)
-    whole[:, :, ::stride, ::stride] = values
-    return whole
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in the interpreter

@@ -3,31 +3,20 @@
 As in `test_bn_mutations`: a mutant is a copy of the modules in which one text is replaced, with ops of its own.
 """
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.support.gram_cases import EXACT, V1, operands_of, violations
-from tests.support.mutants import copied
 
-from kernels.launch import runtime
-from kernels.products.tiles import ProductTile
+from tests.support.gram_cases import EXACT, V1, operands_of, violations
+from tests.support.gram_mutants import changed
 
 pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]
-
-COPIED = (
-    "product", "conv_statistics", "gram", "result_statistics", "block_end", "filter_gradient", "gram_backward",
-    "inner_gradient", "input_gradient", "bottleneck_parts", "bottleneck_backward", "bottleneck", "bottleneck_inference",
-    "bottleneck_forms",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,122 +32,116 @@ class Mutation:
 
 PROJECTION, DOWNSAMPLING = "bottleneck+projection", "bottleneck+downsampling"
 MUTATIONS = (
-    Mutation(why="runs are not shifted back", module="conv_statistics", old="pivot + shift", new="pivot"),
+    Mutation(why="runs are not shifted back", module="products.conv_statistics", old="pivot + shift", new="pivot"),
     Mutation(
         why="squares keep the shift",
-        module="conv_statistics", old="squares - shift * shift * count", new="squares",
+        module="products.conv_statistics", old="squares - shift * shift * count", new="squares",
     ),
     Mutation(
         why="rows outside count in the statistics",
-        module="conv_statistics", old="tl.where(inside[:, None], value - pivot[None, :], 0.0)",
+        module="products.conv_statistics", old="tl.where(inside[:, None], value - pivot[None, :], 0.0)",
         new="value - pivot[None, :]",
     ),
     Mutation(
         why="a strided convolution takes other lines",
-        module="product", old="within // width * STRIDE * source_width", new="within // width * source_width",
+        module="products.operands", old="within // width * STRIDE * source_width", new="within // width * source_width",
         case=DOWNSAMPLING,
     ),
     Mutation(
         why="the gradient of a strided shortcut lands on every line",
-        module="product", old="(h % STRIDE == 0) & (w % STRIDE == 0)", new="w % STRIDE == 0", case=DOWNSAMPLING,
+        module="products.operands", old="(h % STRIDE == 0) & (w % STRIDE == 0)", new="w % STRIDE == 0",
+        case=DOWNSAMPLING,
     ),
     Mutation(
         why="a strided first convolution hands its gradient to the wrong lines",
-        module="input_gradient",
+        module="products.input_gradient",
         old="output, part = spread_rows(at, pixels, width, source_pixels, source_width, STRIDE)",
         new="output, part = spread_rows(at, pixels, width, source_pixels, source_width, 1)", case=V1,
     ),
-    Mutation(why="the inner ReLU is left out", module="product", old="tl.where(kept(y), y, 0.0)", new="y"),
+    Mutation(why="the inner ReLU is left out", module="products.operands", old="tl.where(kept(y), y, 0.0)", new="y"),
     Mutation(
         why="the mean is that of the sample alone",
-        module="result_statistics", old="(centre + offset)[None, :]", new="centre[None, :]",
+        module="gram.statistics", old="(centre + offset)[None, :]", new="centre[None, :]",
     ),
     Mutation(
         why="the covariance is not freed of the offset",
-        module="gram", old=" - offset_i[:, None] * offset_j[None, :]", new="",
+        module="gram.covariance", old=" - offset_i[:, None] * offset_j[None, :]", new="",
     ),
     Mutation(
         why="blocks of the Gram matrix behind the diagonal are read as they lie",
-        module="gram", old="written = j[None, :] * C + i[:, None]", new="written = at", case=PROJECTION,
+        module="gram.covariance", old="written = j[None, :] * C + i[:, None]", new="written = at", case=PROJECTION,
     ),
     Mutation(
         why="sums of channels are those of another split",
-        module="gram", old="sums_ptr + split * C + of_i", new="sums_ptr + of_i",
+        module="gram.covariance", old="sums_ptr + split * C + of_i", new="sums_ptr + of_i",
     ),
     Mutation(
         why="bn3 forgets its bias",
-        module="result_statistics", old="shift_of(bias_ptr, mean, filters, N)", new="0.0 * mean",
+        module="gram.statistics", old="shift_of(bias_ptr, mean, filters, N)", new="0.0 * mean",
     ),
     Mutation(
         why="the mask is not applied",
-        module="product", old="tl.where(unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS) != 0, dy, 0.0)", new="dy",
+        module="products.operands", old="tl.where(unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS) != 0, dy, 0.0)",
+        new="dy",
     ),
     Mutation(
-        why="the shortcut is forgotten", module="block_end",
+        why="the shortcut is forgotten", module="products.block_end",
         old="y += tl.load(shortcut_ptr + offsets, mask=here, other=0.0).to(acc)", new="y += 0.0",
     ),
     Mutation(
-        why="the projected shortcut is not normalised", module="block_end",
+        why="the projected shortcut is not normalised", module="products.block_end",
         old="z = on_line(z, z_result_line_ptr, columns, N)", new="z = z * 1.0", case=PROJECTION,
     ),
     Mutation(
         why="the gradient of filters forgets the centre",
-        module="gram_backward", old="product - total[:, None] * offset[None, :]", new="product",
+        module="gram.backward", old="product - total[:, None] * offset[None, :]", new="product",
     ),
     Mutation(
         why="the gradient of filters forgets the variance",
-        module="gram_backward", old=" - (dweight * rstd)[:, None] * varied", new="",
+        module="gram.backward", old=" - (dweight * rstd)[:, None] * varied", new="",
     ),
     Mutation(
         why="the gradient of the weight forgets the mean",
-        module="gram_backward", old="rstd * (along - total * moved)", new="rstd * along",
+        module="gram.backward", old="rstd * (along - total * moved)", new="rstd * along",
     ),
     Mutation(
         why="the gradient of the weight lacks 1 / std",
-        module="gram_backward", old="dweight = rstd * (", new="dweight = (",
+        module="gram.backward", old="dweight = rstd * (", new="dweight = (",
     ),
     Mutation(
-        why="H has the wrong sign", module="gram_backward",
+        why="H has the wrong sign", module="gram.backward",
         old="(-larger_h * product)", new="(larger_h * product)", case=PROJECTION,
     ),
     Mutation(
-        why="the diagonal of H is forgotten", module="inner_gradient",
+        why="the diagonal of H is forgotten", module="gram.inner_gradient",
         old="g -= (y.to(acc) - centre[None, :]) * diagonal[None, :]", new="g -= 0.0 * centre[None, :]",
     ),
     Mutation(
         why="h forgets the mean of the gradient",
-        module="gram_backward", old=" - (mean / larger)[:, None] * scaled.to(acc)", new="",
+        module="gram.backward", old=" - (mean / larger)[:, None] * scaled.to(acc)", new="",
     ),
     Mutation(
-        why="two convolutions share one number of splits", module="gram_backward",
+        why="two convolutions share one number of splits", module="gram.backward",
         old="merged(sums_ptr, filters, known, N, sum_splits, MERGED)",
         new="merged(sums_ptr, filters, known, N, splits, MERGED)", case=DOWNSAMPLING,
     ),
     Mutation(
-        why="the gradient of y passes where the ReLU was closed", module="inner_gradient",
+        why="the gradient of y passes where the ReLU was closed", module="gram.inner_gradient",
         old="tl.where(here & kept(y), g, 0.0)", new="tl.where(here, g, 0.0)",
     ),
     Mutation(
-        why="bn2's sum along x is not centred", module="inner_gradient",
+        why="bn2's sum along x is not centred", module="gram.inner_gradient",
         old="(x.to(acc) - mean[None, :])", new="x.to(acc)",
     ),
-    Mutation(why="the skip gradient is forgotten", module="input_gradient", old="dx += skip.to(ACC)", new="dx += 0.0"),
     Mutation(
-        why="y1 is rebuilt without its ReLU", module="bottleneck_backward",
+        why="the skip gradient is forgotten", module="products.input_gradient",
+        old="dx += skip.to(ACC)", new="dx += 0.0",
+    ),
+    Mutation(
+        why="y1 is rebuilt without its ReLU", module="bottleneck.backward",
         old="training=False, relu=True", new="training=False, relu=False",
     ),
 )  # fmt: skip
-
-
-@contextmanager
-def changed(folder: Path, module: str = "", old: str = "", new: str = "") -> Iterator[ModuleType]:
-    """The table of a copy of the kernels in which a text is replaced, with many tiles, as large tensors have them."""
-    with copied(folder, COPIED, module, old, new) as name, pytest.MonkeyPatch.context() as patch:
-        small = ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-        patch.setattr(importlib.import_module(f"{name}.product"), "product_tile", lambda _: small)
-        machine = replace(runtime.ARCHITECTURES["interpreter"], multiprocessors=8)
-        patch.setitem(runtime.ARCHITECTURES, "interpreter", machine)
-        yield importlib.import_module(f"{name}.bottleneck_forms")
 
 
 def wrong(forms: ModuleType, case: str) -> list[str]:

@@ -5,10 +5,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from tests.support.gram_cases import dtypes
 from torch import Tensor
 
 from kernels.launch.runtime import INTERPRETED
+from tests.support.gram_cases import dtypes
 
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED, reason="a device converts by itself"),

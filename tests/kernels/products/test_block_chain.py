@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.gram_cases import DEVICE, dtypes
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from kernels.products import operands, tiles
+from kernels.bottleneck.folded import Constants, block_chained, block_product, line_of
 from kernels.launch import runtime
+from kernels.launch.runtime import INTERPRETED, recorded
+from kernels.products import plans, tiles
 from kernels.products.block_chain import MOST_CHANNELS, MOST_PROJECTED, block_chain, chainable
 from kernels.products.block_end import Branch, block_end
-from kernels.bottleneck.folded import Constants, block_chained, block_product, line_of
-from kernels.launch.runtime import INTERPRETED, recorded
+from tests.support.gram_cases import DEVICE, dtypes
 
 # Both results are accumulated in fp32 (fp64 for fp64) and rounded where they are stored.
 ERRORS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -34,7 +34,7 @@ def random(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of several tiles and many blocks of columns, the last of each partial, as large tensors have them."""
     tile = tiles.ProductTile(rows=16, columns=16, inner=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(operands, "product_tile", lambda _: tile)
+    monkeypatch.setattr(plans, "product_tile", lambda _: tile)
     interpreter = runtime.ARCHITECTURES["interpreter"]
     monkeypatch.setitem(runtime.ARCHITECTURES, "interpreter", replace(interpreter, multiprocessors=2))
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.support.gram_cases import CASES, V1, dtypes, form_of, operands_of, violations
 
-from kernels.products import tiles
 from kernels.bottleneck.forms import BlockOperands
+from kernels.launch.runtime import Call, recorded
+from kernels.products import tiles
 from kernels.products.cublas import CUBLAS
 from kernels.products.tiles import Choice, Product
-from kernels.launch.runtime import Call, recorded
+from tests.support.gram_cases import CASES, V1, dtypes, form_of, operands_of, violations
 
 
 class Always(dict[Product, Choice]):

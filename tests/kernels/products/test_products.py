@@ -4,24 +4,31 @@ from typing import get_args
 
 import pytest
 import torch
-from tests.support.gram_cases import DEVICE, EXACT, FP64, small_products  # noqa: F401 - a fixture
-from tests.kernels.gram.test_kernels import activated, line_of, mask_of, normalised, random, rows
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from triton import cdiv
 
-from kernels.gram import covariance as gram
-from kernels.products import operands
+from kernels.gram import covariance
+from kernels.gram.covariance import gram_source
+from kernels.gram.statistics import ROUNDINGS, result_statistics
+from kernels.kernel import Norm
+from kernels.launch.runtime import ARCHITECTURES, architecture, recorded
+from kernels.products import plans
 from kernels.products.block_end import Branch, block_end
 from kernels.products.conv_statistics import conv_statistics
 from kernels.products.filter_gradient import filter_gradient
-from kernels.gram.covariance import gram_source
 from kernels.products.input_gradient import input_gradient
-from kernels.kernel import Norm
-from kernels.products.operands import LEAST_BLOCK, ProductLaunch, product_launch, product_of, product_tile, row_product_launch
+from kernels.products.plans import (
+    LEAST_BLOCK,
+    ProductLaunch,
+    product_launch,
+    product_of,
+    product_tile,
+    row_product_launch,
+)
 from kernels.products.tiles import ProductPass, ProductTile
-from kernels.gram.statistics import ROUNDINGS, result_statistics
-from kernels.launch.runtime import ARCHITECTURES, architecture, recorded
+from tests.support.gram_cases import DEVICE, EXACT, FP64, small_products  # noqa: F401 - a fixture
+from tests.support.products import activated, line_of, mask_of, normalised, random, rows
 
 N, K, HEIGHT, WIDTH = 3, 20, 7, 9
 ODD = 28  # columns: no multiple of a tile, nor of the bits of a byte
@@ -174,22 +181,22 @@ def test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix(
 ) -> None:
     """As on a GPU, where the sample that the centre is the mean of is few of all rows, too."""
     tile = ProductTile(rows=32, columns=32, inner=16, num_warps=1, num_stages=1)
-    monkeypatch.setattr(operands, "product_tile", lambda _: tile)
-    monkeypatch.setattr(gram, "INTERPRETED_MERGED", 16)
-    monkeypatch.setattr(gram, "SAMPLED_ROWS", 8)
+    monkeypatch.setattr(plans, "product_tile", lambda _: tile)
+    monkeypatch.setattr(covariance, "INTERPRETED_MERGED", 16)
+    monkeypatch.setattr(covariance, "SAMPLED_ROWS", 8)
     x = random(N, 100, HEIGHT, WIDTH, dtype=dtype)
-    source, covariance, _ = gram_source(x, stride, None, None, 0)
+    source, made, _ = gram_source(x, stride, None, None, 0)
     y = rows(x, stride)
     assert source.offset.abs().max() > 0.1
     torch.testing.assert_close((source.centre + source.offset).double(), y.mean(0), rtol=0, atol=SUMMED[dtype])
     wanted = torch.cov(y.T, correction=0)
-    assert distance(covariance, wanted) <= SUMMED[dtype] * float(wanted.norm())
+    assert distance(made, wanted) <= SUMMED[dtype] * float(wanted.norm())
 
 
 def test_a_run_shorter_than_a_tile_has_statistics_around_its_own_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Around a smaller pivot, squares of 1000 would leave three digits of a variance of one."""
     tile = ProductTile(rows=256, columns=32, inner=32, num_warps=1, num_stages=1)
-    monkeypatch.setattr(operands, "product_tile", lambda _: tile)
+    monkeypatch.setattr(plans, "product_tile", lambda _: tile)
     x = random(N, K, HEIGHT, WIDTH) + 1000.0
     x = x.contiguous(memory_format=torch.channels_last)
     out, partials, rows_per_run = conv_statistics(x, torch.eye(K, device=DEVICE)[:, :, None, None].contiguous(), 1)

@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 import torch
 
-from kernels.products.operands import ProductLaunch, merged_at_once, product_launch, row_product_launch, small_block
-from kernels.products.tiles import Multiplied, ProductPass, tile_on
 from kernels.launch.runtime import ARCHITECTURES, recorded
+from kernels.products.plans import ProductLaunch, merged_at_once, product_launch, row_product_launch, small_block
+from kernels.products.tiles import Multiplied, ProductPass, tile_on
 
 ROWS = 256 * 14**2
 MACHINES = [name for name in ARCHITECTURES if name != "interpreter"]

@@ -6,16 +6,17 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from tests.support.cpus import needs_avx512_bf16
-from tests.support.exhaustive import exhaustive
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from bench.measure.inputs import make_batch, make_model
 from resnet.folded import fastest, layers
 from resnet.folded.fastest import Way, choices
-from resnet.folded.layers import FoldedConv2d, FoldedResNet, fold
+from resnet.folded.layers import FoldedConv2d
+from resnet.folded.network import FoldedResNet, fold
 from resnet.models.resnet import ResNet
+from tests.support.cpus import needs_avx512_bf16
+from tests.support.exhaustive import exhaustive
 
 Candidate = Callable[[FoldedConv2d, Tensor], Way]
 

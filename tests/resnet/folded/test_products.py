@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.gram_cases import EXACT, dtypes
 from torch import Tensor, nn
 
-import resnet.model
-from bench.parity import locate
+import resnet.models.build
 from bench.measure.inputs import make_batch, make_model
-from kernels.products import block_chain
+from bench.parity import locate
 from kernels.launch import runtime
 from kernels.launch.runtime import INTERPRETED
+from kernels.products import block_chain
 from resnet.folded import fastest, layers, products
-from resnet.models.table import DEPTHS, Depth
 from resnet.folded.fastest import Fastest, choices
-from resnet.folded.layers import FoldedResNet
+from resnet.folded.network import FoldedResNet
 from resnet.folded.products import BlockEnd, ProductResNet, fold_into_products
 from resnet.models.resnet import Bottleneck, ResNet
+from resnet.models.table import DEPTHS, Depth
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
+from tests.support.gram_cases import EXACT, dtypes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,7 @@ WAYS = {  # and the parts of a block's end that choose a way of their own for th
     "folded": {"conv2", "conv3", "downsample"},
 }
 
-# Of the logits, as in tests/test_folded.py.
+# Of the logits, as in tests/resnet/folded/test_layers.py.
 ERRORS = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -78,7 +78,7 @@ def made(name: str = SMALL) -> ResNet:
     """With random BatchNorm parameters and statistics."""
     with pytest.MonkeyPatch.context() as patch:
         if name == SMALL:
-            patch.setattr(resnet.model, "ResNet", Narrow)
+            patch.setattr(resnet.models.build, "ResNet", Narrow)
         return make_model(name, 0).eval().to(DEVICE)
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.shallow_programs import relative
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from resnet.fused.batch_norm import FusedBatchNormAct2d
+from tests.support.shallow_programs import relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS = 5

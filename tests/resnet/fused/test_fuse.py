@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from tests.support.gram_networks import batch
-from tests.support.narrow_networks import NARROW17, NARROW18
-from tests.support.shallow_programs import make_batch, make_model, relative
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from bench.measure.inputs import make_model as make_telling_model
 from resnet.fused.batch_norm import FusedBatchNormAct2d
-from resnet.fused.fuse import FUSED, fuse, unfuse
 from resnet.fused.blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
-from resnet.models.resnet import build_model
+from resnet.fused.fuse import FUSED, fuse, unfuse
+from resnet.models.build import build_model
+from tests.support.exhaustive import exhaustive
+from tests.support.gram_networks import batch
+from tests.support.narrow_networks import NARROW17, NARROW18
+from tests.support.shallow_programs import make_batch, make_model, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 3
@@ -77,7 +78,7 @@ def test_a_fused_network_has_the_parameters_of_the_plain_one_and_leaves_it_as_it
         assert torch.equal(back.eval()(images()), plain.eval()(images()))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", *exhaustive(*list(NETWORKS)[2:])])
 def test_a_fused_network_in_evaluation_computes_the_same(name: str) -> None:
     plain = network(name).eval()
     for module in plain.modules():
@@ -90,7 +91,9 @@ def test_a_fused_network_in_evaluation_computes_the_same(name: str) -> None:
         assert relative(fuse(plain)(images()), plain(images())) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "rebuild"), [(NARROW18, True), (NARROW17, False)])
+@pytest.mark.parametrize(
+    ("name", "rebuild"), [(NARROW18, True), pytest.param(NARROW17, False, marks=pytest.mark.exhaustive)]
+)
 def test_a_fused_network_trains_as_the_plain_one_does_exactly(name: str, rebuild: bool) -> None:
     """In fp64, where neither rounding nor a ReLU that flips by it hides a wrong formula."""
     torch.manual_seed(0)

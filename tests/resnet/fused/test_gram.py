@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from tests.support.gram_networks import DEVICE, batch, block, network
-from tests.support.narrow_networks import NARROW17
-from tests.support.shallow_programs import make_batch, relative
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from resnet.models.table import DEPTHS, Depth
-from resnet.fused.fuse import fuse, unfuse
 from resnet.fused.blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
+from resnet.fused.fuse import fuse, unfuse
 from resnet.fused.gram import GramBottleneck
-from resnet.models.resnet import build_model
+from resnet.models.build import build_model
+from resnet.models.table import DEPTHS, Depth
 from resnet.paths import PATHS_BY_NAME
-from resnet.program import Mode, Program
+from resnet.precision import Mode
+from resnet.program import Program
+from tests.support.exhaustive import exhaustive
+from tests.support.gram_networks import DEVICE, batch, block, network
+from tests.support.narrow_networks import NARROW17
+from tests.support.shallow_programs import make_batch, relative
 
 SMALL = "resnet17"  # not in DEPTHS: both kinds of blocks, and as few as that takes
 STEPS = 4
@@ -59,9 +61,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many blo
     "torchvision wide_resnet50": (lambda: torchvision.models.wide_resnet50_2(num_classes=10), 16),
     "torchvision resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 0),
 }
+CHECKED = ("ours", "torchvision resnext50")  # by default
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*CHECKED, *exhaustive(*(name for name in NETWORKS if name not in CHECKED))])
 def test_networks_are_fused_over_the_same_parameters_and_compute_the_same_in_evaluation(name: str) -> None:
     make, blocks = NETWORKS[name]
     plain = network(make).eval()
@@ -94,7 +97,8 @@ def test_steps_of_training_are_those_of_the_plain_network() -> None:
     assert found["layer2.0.bn3.num_batches_tracked"] == STEPS
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("autocast", [torch.bfloat16, None], ids=["bf16", "fp32"])
 def test_steps_of_training_stay_as_near_to_fp64_as_those_of_the_plain_network(autocast: torch.dtype | None) -> None:
     plain = network()
     exact, _ = train(copy.deepcopy(plain).double())
@@ -268,7 +272,7 @@ def graphs(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.usefixtures("graphs", "flags_restored", "narrow_depth")
-@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("mode", ["infer", *exhaustive("train")])
 def test_a_whole_step_can_be_captured(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture runs nothing, so whatever asked for a value of a tensor would be refused."""
     monkeypatch.setattr("resnet.program._GRAPH_WARMUP_STEPS", 1)  # a step takes seconds

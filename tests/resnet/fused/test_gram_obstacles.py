@@ -4,16 +4,16 @@ import warnings
 
 import pytest
 import torch
-from tests.support.gram_networks import DEVICE, block, network
-from tests.support.shallow_programs import relative
 from torch import nn
 
 from kernels.bottleneck.forms import BLOCKS
 from kernels.launch.runtime import recorded
 from resnet.fused import gram
-from resnet.fused.fuse import fuse
 from resnet.fused.blocks import FusedBottleneck
+from resnet.fused.fuse import fuse
 from resnet.fused.gram import GramBottleneck
+from tests.support.gram_networks import DEVICE, block, network
+from tests.support.shallow_programs import relative
 
 
 @pytest.mark.parametrize(

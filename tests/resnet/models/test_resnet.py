@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.exhaustive import exhaustive
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from resnet.models.build import build_model
+from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version
 from resnet.models.table import DEPTHS
-from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version, build_model
+from tests.support.exhaustive import exhaustive
 
 PARAMETERS = {
     "resnet18": 11_689_512,

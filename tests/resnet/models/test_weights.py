@@ -18,7 +18,8 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18
 
 from resnet.models import weights
-from resnet.models.resnet import ResNet, build_model
+from resnet.models.build import build_model
+from resnet.models.resnet import ResNet
 from resnet.models.weights import load_weights
 
 

@@ -12,6 +12,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+
+from bench.kernels.report import markdown, roofline, terminal
+from bench.kernels.report.rows import COLUMNS, CONTENDERS, columns_markdown, frame, records
+from bench.kernels.report.totals import BLOCKS, NORMS, TARGETS, judged, target, totals
+from bench.kernels.types import Contender, Direction, KernelRun, Op, Outcome
+from bench.render.records import Record
+from kernels.launch.passes import Pass
+from tests.support.repository import ROOT
 from tests.support.synthetic_kernels import (
     CACHE,
     FAILED,
@@ -27,14 +35,6 @@ from tests.support.synthetic_kernels import (
     row,
     untimed,
 )
-
-from bench.kernels.types import Contender, Direction, KernelRun, Op, Outcome
-from bench.kernels.report import terminal, markdown, roofline
-from bench.kernels.report.rows import COLUMNS, CONTENDERS, columns_markdown, frame, records
-from bench.kernels.report.totals import BLOCKS, NORMS, TARGETS, judged, target, totals
-from bench.report.order import Record
-from kernels.launch.passes import Pass
-from tests.support.repository import ROOT
 
 README = ROOT / "reports" / "README.md"
 ON_A_GPU = kernel_run(*map(outcome, OPS))

@@ -8,12 +8,12 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from bench.sweep import cell
-from bench.terminal.options import STYLES
 from bench.record.rows import Row
+from bench.sweep import cell
 from bench.terminal.sheet import Axis
-from bench.types import Case, Result, Status
+from bench.terminal.tables import STYLES
 from bench.terminal.wrapped import say
+from bench.types import Case, Result, Status
 
 _STATUS_WIDTH = max(len(status) for status in Status)
 _FIGURES_WIDTH = len("  12345.6 img/s, 12345.678 ms  (123.4 s)")

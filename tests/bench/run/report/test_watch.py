@@ -7,13 +7,14 @@ from itertools import product
 import pytest
 from rich.cells import cell_len
 from rich.text import Text
+
+from bench.kernels.report import watch as kernel_progress
+from bench.run.report.watch import Watch
+from bench.sweep import cell
+from bench.terminal.progress import bar, shortened
+from bench.types import Case, Mode, Plan, Precision, Result, Settings, Status
 from tests.support.screens import WIDTHS, console, lines
 from tests.support.synthetic_runs import CASE, failed, result
-
-from bench.sweep import cell
-from bench.kernels.report import watch as kernel_progress
-from bench.run.watch import Watch, bar, shortened
-from bench.types import Case, Mode, Plan, Precision, Result, Settings, Status
 
 LONGEST = replace(
     CASE,

@@ -1,0 +1,63 @@
+"""The folded network."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d
+from resnet.models.resnet import BasicBlock, Bottleneck, ResNet
+
+
+class FoldedBlock(nn.Module):
+    """A residual block of either kind: a chain of folded convolutions, the last one with the residual add."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, dtype: torch.dtype) -> None:
+        super().__init__()
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if isinstance(block, Bottleneck):
+            pairs.append((block.conv3, block.bn3))
+        self.convs = nn.ModuleList(FoldedConv2d(*pair, relu=True, dtype=dtype) for pair in pairs)
+        self.downsample: FoldedConv2d | None = None
+        if block.downsample is not None:
+            conv, bn = block.downsample
+            assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)  # noqa: S101, PT018
+            self.downsample = FoldedConv2d(conv, bn, relu=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype; x may be written over."""
+        residual = x if self.downsample is None else self.downsample.forward(x)
+        *first, last = self.convs
+        for conv in first:
+            x = conv.forward(x)  # what calling a module does besides would be felt at batch 1
+        out: Tensor = last.forward(x, residual)
+        return out
+
+
+class FoldedResNet(nn.Module):
+    """The whole network folded."""
+
+    def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.conv1 = FoldedConv2d(model.conv1, model.bn1, relu=True, dtype=dtype)
+        self.maxpool = FoldedMaxPool2d()
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(FoldedBlock(cast("BasicBlock | Bottleneck", block), dtype) for block in stage))
+            for stage in (model.layer1, model.layer2, model.layer3, model.layer4)
+        )
+        self.fc = FoldedLinear(model.fc, dtype=dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
+        x = self.maxpool(self.conv1(images.to(self.dtype)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def fold(model: ResNet, dtype: torch.dtype) -> FoldedResNet:
+    """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was."""
+    device = next(model.parameters()).device
+    return FoldedResNet(model, dtype).to(device).eval()

@@ -1,0 +1,57 @@
+"""Builds the models by their names."""
+
+from typing import get_args
+
+from torch import nn
+
+from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version
+from resnet.models.table import DEPTHS
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    version: Version = "v1.5",
+    zero_init_last_bn: bool = False,
+) -> ResNet:
+    """A freshly initialised reference network: fp32, on the default device, in training mode.
+
+    Args:
+        name: a row of DEPTHS, e.g. `resnet50`.
+        num_classes: width of the logits.
+        in_channels: channels of the images.
+        version: where a bottleneck has its stride: the 3x3 convolution (v1.5) or the first 1x1 (v1). Basic blocks
+            know no difference.
+        zero_init_last_bn: start every block as the identity (Goyal et al., 2017, section 5.1).
+
+    Raises:
+        ValueError: an unknown name or version; a number of classes or channels below one.
+    """
+    if name not in DEPTHS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(DEPTHS)}")
+    if version not in get_args(Version):
+        raise ValueError(f"unknown version {version!r}: choose one of {', '.join(get_args(Version))}")
+    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, not {value}")
+    model = ResNet(name, num_classes=num_classes, in_channels=in_channels, version=version)
+    _initialise(model, zero_init_last_bn=zero_init_last_bn)
+    return model
+
+
+def _initialise(model: ResNet, *, zero_init_last_bn: bool) -> None:
+    """He et al., "Delving Deep into Rectifiers" (2015), equation 14 for convolutions; PyTorch's default for `fc`."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    if zero_init_last_bn:
+        for module in model.modules():
+            if isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
