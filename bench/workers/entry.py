@@ -27,9 +27,9 @@ class Entry:
     module: str
     function: str
 
-    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401 - whatever it returns
+    def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401 - whatever it returns
         """Load the module here, in a worker, and run the function."""
-        return getattr(import_module(self.module), self.function)(*arguments)
+        return getattr(import_module(self.module), self.function)(*arguments, **named)
 
     def __str__(self) -> str:
         return f"{self.module}:{self.function}"
