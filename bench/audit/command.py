@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench.audit.report import csv_of, summary
 from bench.audit.types import Row
+from bench.render.files import require_writable, write_file
 from bench.terminal import tables
 from bench.terminal.exits import Exit
 from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, names, shape_option
@@ -103,10 +104,12 @@ def audit(
         if unknown := [name for name in given if name not in allowed]:
             raise ValueError(f"{option} {','.join(unknown)} is unknown: choose from {', '.join(allowed)}")
     output = Output(quiet=quiet, as_json=as_json)
-    _write(csv_file, "")  # refused now rather than in some minutes
+    if csv_file is not None:
+        require_writable(csv_file)
     rows = _compiled(output.console(), archs, dtypes, forms, shapes)
     faults = [fault for row in rows for fault in row["faults"]]
-    _write(csv_file, csv_of(rows))
+    if csv_file is not None:
+        write_file(csv_file, csv_of(rows).encode())
     ends = Exit.PARITY_FAILED if faults else Exit.VALID
     if as_json:
         output.json({"rows": rows, "faults": faults, "files": [csv_file] if csv_file else [], "exit_code": ends})
@@ -141,12 +144,3 @@ def _compiled(
 
 def table(rows: Iterable[Row]) -> Sheet:
     return tables.table(summary(rows), axes=AXES, later=LATER, elsewhere="--csv writes every compilation")
-
-
-def _write(file: Path | None, text: str) -> None:
-    if file is None:
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write {file}: {error.strerror}; name a file that can be written") from error

@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from bench.machine.command import device_found
+from bench.render.files import require_writable, write_file
 from bench.terminal.exits import Exit
 from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, writes_to
 from bench.terminal.output import Output
@@ -74,6 +75,8 @@ def agreement(
     The loop runs torchvision's eager model: only the path eager is bound to agree with it. They agree where their
     throughputs differ by at most 5 %.
     """
+    if out is not None:
+        require_writable(out)
     writes_to(out.parent if out else None)
     case = msgspec.convert({**axes, "device": device or device_found()}, Case)
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
@@ -91,7 +94,6 @@ def agreement(
         )
     ends = Exit.VALID if found["agrees"] else Exit.FAILED
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        write_file(out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     output.finish([found], ends, files=[out] if out else [])
     ctx.exit(ends)

@@ -18,6 +18,7 @@ from bench.terminal.options import OUTPUT_OPTIONS, duration, epilog, grouped, na
 from bench.terminal.output import Output
 from bench.types import Device
 from bench.workers.entry import remote
+from bench.workers.errors import explained
 from bench.workers.parent import Terms
 from bench.workers.places import TEMPORARY
 from resnet.models.table import DEPTHS
@@ -157,12 +158,10 @@ def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
 
 def _fresh(directory: Path) -> Path:
     """The directory, made now: a place that cannot be written to is refused before anything is measured."""
-    try:
+    with explained(f"cannot write to {directory}", "name another directory with --out"):
         directory.mkdir(parents=True, exist_ok=True)
         if any(entry.name != TEMPORARY for entry in directory.iterdir()):
             raise ValueError(f"{directory} is not empty: name a new directory with --out")
-    except OSError as error:
-        raise ValueError(f"cannot write to {directory}: {error.strerror}; name another directory with --out") from error
     return directory
 
 

@@ -63,15 +63,6 @@ def collect(device: Device, nvml: ModuleType = pynvml, *, weights: str = "") -> 
     return Environment(facts=facts, sources=code.digests, changed_sources=code.changed)
 
 
-def device_slug(environment: Environment) -> str:
-    """The device as a folder name, e.g. `cpu-amd-epyc` or `nvidia-h200`."""
-    name = environment.facts["device"].lower()
-    name = re.sub(r"\((r|tm|c)\)|@.*|\b(cpu|processor|\d+-core)\b", " ", name)
-    vendor = {"cpu": "cpu", "cuda": "nvidia"}[environment.facts["device_kind"]]
-    words = re.findall(r"[a-z0-9]+", name)
-    return "-".join(words if words[:1] == [vendor] else [vendor, *words])
-
-
 def cpp_compiler() -> str | None:
     """The C++ compiler that Inductor would call (CXX, else g++), or None where there is none."""
     return shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0])

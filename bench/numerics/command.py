@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from bench.machine.command import device_found
+from bench.render.files import require_writable
 from bench.terminal.exits import UNJUDGED, Exit
 from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, writes_to
 from bench.terminal.output import Output
@@ -43,7 +44,7 @@ def numerics(*, out: Path, device: str | None, quiet: bool, as_json: bool) -> No
     Without a GPU in Triton's interpreter, which takes some minutes.
     """
     output = Output(quiet=quiet, as_json=as_json)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(out)
     writes_to(out.parent)
     with bar(output.console()) as progress:
         task = progress.add_task("starting", total=None)

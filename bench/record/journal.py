@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from bench.record.lines import _NAMES, SCHEMA, Record, line_of, load
 from bench.record.provenance import differences
 from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
+from bench.workers.errors import explained
 from bench.workers.places import TEMPORARY
 
 JOURNAL_NAME = "results.jsonl"
@@ -50,7 +51,7 @@ class Journal:
         Raises:
             ValueError: the directory is not empty, cannot be written to, or another run writes there.
         """
-        with _explained(f"cannot write to {directory}", "name another directory"):
+        with explained(f"cannot write to {directory}", "name another directory"):
             directory.mkdir(parents=True, exist_ok=True)
             _require_empty(directory)
             with _locked(directory) as lock:
@@ -71,7 +72,7 @@ class Journal:
         path = directory / JOURNAL_NAME
         if not path.is_file():
             raise ValueError(f"nothing to resume: {path} does not exist; name the directory of an earlier run")
-        with _explained(f"cannot write to {path}", "make it writable, or copy the run"), _locked(directory) as lock:
+        with explained(f"cannot write to {path}", "make it writable, or copy the run"), _locked(directory) as lock:
             contents = load(path)
             os.truncate(path, contents.size)
             journal = cls(directory, contents.plan, lock, contents.notices)
@@ -87,7 +88,7 @@ class Journal:
             ValueError: the disk refused the line. The journal is then as it was before, too.
         """
         hint = "what was measured before is safe: make room, then go on with --resume"
-        with _explained(f"cannot write to {self._path}", hint):
+        with explained(f"cannot write to {self._path}", hint):
             self._write({"type": _NAMES[type(record)]}, record)
         self._note(record)
 
@@ -137,7 +138,7 @@ def read(directory: Path) -> Run:
         ValueError: the journal is missing, empty or corrupt; the message names the file and the line.
     """
     path = directory / JOURNAL_NAME
-    with _explained(f"cannot read {path}", "name the directory of a run"):
+    with explained(f"cannot read {path}", "name the directory of a run"):
         contents = load(path)
     environment: Environment | None = None
     environments: dict[str, Environment] = {}
@@ -190,15 +191,6 @@ def _locked(directory: Path) -> Iterator[FileLock]:
     except BaseException:
         lock.release()
         raise
-
-
-@contextmanager
-def _explained(what: str, hint: str) -> Iterator[None]:
-    """Tell a person what the operating system refused, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{what}: {error.strerror}; {hint}") from error
 
 
 def _write_whole(file: FileIO, data: bytes) -> None:

@@ -1,26 +1,13 @@
 """A run as JUnit XML, one test case a case: what continuous integration shows of a parity run. Imports no torch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import junitparser
 from junitparser.junitparser import FinalResult
 
+from bench.render.files import write_file
 from bench.types import FINE, Result, Run, Status
-
-
-def refuse_unwritable(file: Path) -> None:
-    """Before a run whose results are to be written to `file`; leaves no file behind that was not there.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    there = file.exists()
-    with _explained(file), file.open("a"):
-        pass
-    if not there:
-        file.unlink()
 
 
 def write(run: Run, file: Path) -> Path:
@@ -36,20 +23,9 @@ def write(run: Run, file: Path) -> Path:
     suite.add_testcases([*map(_testcase, run.results), *(_missing(case.key) for case in run.pending)])
     xml = junitparser.JUnitXml()
     xml.add_testsuite(suite)
-    with _explained(file):
-        xml.write(str(file), pretty=True)
-    return file
-
-
-@contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"Cannot write the JUnit file {file}: {error.strerror}. Name a file that can be written."
-        ) from error
+    text = BytesIO()
+    xml.write(text, pretty=True)
+    return write_file(file, text.getvalue())
 
 
 def _testcase(result: Result) -> junitparser.TestCase:

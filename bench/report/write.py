@@ -13,6 +13,7 @@ from bench.render.files import replace_file
 from bench.render.records import Record
 from bench.report import markdown, plots
 from bench.types import Run
+from bench.workers.errors import explained
 
 
 def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) -> list[Path]:
@@ -32,16 +33,12 @@ def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) ->
     }
     pictures = _pictures(plots.figures(rows))
     files = pictures | {name: text.encode() for name, text in texts.items()}
-    try:
+    with explained(f"cannot write the report to {directory}", "make it writable, then run resbench report"):
         for picture in plots.PICTURES:
             for kind in render_figures.KINDS:
                 if f"plots/{picture.name}.{kind}" not in files:
                     (directory / "plots" / f"{picture.name}.{kind}").unlink(missing_ok=True)
         return [replace_file(directory / name, data) for name, data in files.items()]
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the report to {directory}: {error.strerror}; make it writable, then run resbench report"
-        ) from error
 
 
 def environment_json(run: Run) -> str:

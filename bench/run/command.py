@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from bench.machine.command import device_found
 from bench.record import journal
+from bench.render.files import require_writable
 from bench.report import junit, terminal
 from bench.report.conclude import conclude
 from bench.run import runner
@@ -158,7 +159,7 @@ def parity(
     output = Output(quiet=quiet, as_json=as_json)
     writes_to(out)
     if junit_file is not None:
-        junit.refuse_unwritable(junit_file)
+        require_writable(junit_file)
     plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or device_found()}), weights)
     plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
     with _kept(out) as directory, Watch(output.console()) as watch:

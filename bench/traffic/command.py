@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
 from bench.machine.command import device_found
+from bench.render.files import require_writable
 from bench.terminal import tables
 from bench.terminal.exits import UNJUDGED, Exit
 from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, names
@@ -112,7 +112,7 @@ def traffic(
     )
     _require_values(request)
     if page is not None:
-        _require_writable(page)
+        require_writable(page)
     output = Output(quiet=quiet, as_json=as_json)
     name, rates = _ceilings(device, precision)
     found = call(worker.count, request)
@@ -154,16 +154,6 @@ def _require_values(request: Request) -> None:
             f"one image of {request.image_size} px leaves one value a channel, on which BatchNorm cannot train: "
             f"choose a larger --batch, or --image-size above {REDUCTION}"
         )
-
-
-def _require_writable(page: Path) -> None:
-    """Refuse now what could not be written in some seconds."""
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=page.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write {page}: {error.strerror}; name a file that can be written") from error
 
 
 def _ceilings(device: str | None, precision: Precision) -> tuple[str, Ceilings]:

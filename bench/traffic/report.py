@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.render.files import replace_file
+from bench.render.files import write_file
 from bench.render.records import MODE_WORDS, Record
 from bench.render.tables import Column, table
 from bench.render.templates import templates
@@ -144,10 +144,7 @@ def write_page(counted: Counted, file: Path, command: str) -> Path:
         parts=table(by_part(counted), _columns(by_part(counted))),
         machines=table([_machine(name) for name in MACHINES], _columns([_machine(next(iter(MACHINES)))])),
     )
-    try:
-        return replace_file(file, text.encode())
-    except OSError as error:
-        raise ValueError(f"cannot write {file}: {error.strerror}; name a file that can be written") from error
+    return write_file(file, text.encode())
 
 
 _DESCRIBED = ("scheme", "what it is", "paths that move the same", "counted by")

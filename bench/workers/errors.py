@@ -1,6 +1,8 @@
 """How an error is said in a line, whose it is, and the errors of workers. Standard library only."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,3 +31,16 @@ def is_for_people(error: ValueError) -> bool:
     """Whether we raised it, to say what was wrong: those of libraries are mistakes of ours."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(OURS)
+
+
+@contextmanager
+def explained(what: str, hint: str) -> Iterator[None]:
+    """Tell a person what the operating system refused, and what to do.
+
+    Raises:
+        ValueError: in place of an OSError, e.g. `cannot write a.csv: Permission denied; name another file`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{what}: {error.strerror}; {hint}") from error

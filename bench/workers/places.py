@@ -16,6 +16,8 @@ from multiprocessing.process import current_process
 from pathlib import Path
 from shutil import rmtree
 
+from bench.workers.errors import explained
+
 TEMPORARY = ".tmp"  # in the run directory, while it runs, where there is no temporary directory
 
 _SOCKET_FOLDER = 107 - len("/listener-12345678")  # bytes: what Linux binds a socket to, without the socket's own name
@@ -67,10 +69,8 @@ def _settle_temporary(directory: Path | None) -> None:
 def _lent(directory: Path) -> Path:
     """A folder in the directory, gone at the end of this process, and so is the directory if it is empty then."""
     folder = directory / TEMPORARY
-    try:
+    with explained(f"cannot write to {directory}", "name another directory"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {directory}: {error.strerror}; name another directory") from error
     _at_end(partial(_remove_empty, directory))
     _at_end(partial(rmtree, folder, ignore_errors=True))
     return folder

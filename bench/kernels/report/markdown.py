@@ -31,6 +31,7 @@ from bench.render.text import (
     significant,
     size,
 )
+from bench.workers.errors import explained
 
 MODES = {"train": "training", "eval": "evaluation"}
 LIBRARY = "cublas"  # the name of a launch that is a library's, see `kernels.products.cublas`
@@ -50,10 +51,8 @@ def write(directory: Path, run: KernelRun) -> list[Path]:
         "results.json": msgspec.json.encode(run) + b"\n",
         **{f"plots/{name}.{kind}": figures.encode(of, kind) for name, of in pictures.items() for kind in figures.KINDS},
     }
-    try:
+    with explained(f"cannot write the report to {directory}", "make it writable"):
         return [replace_file(directory / name, data) for name, data in files.items()]
-    except OSError as error:
-        raise ValueError(f"cannot write the report to {directory}: {error.strerror}; make it writable") from error
 
 
 def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:

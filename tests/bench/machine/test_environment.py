@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.machine import environment, requirements
-from bench.machine.environment import collect, device_slug
+from bench.machine.environment import collect
 from bench.machine.requirements import why_unsupported, why_untimed
 from bench.types import Case, Environment
 from resnet.paths import PATHS, PATHS_BY_NAME, Path
@@ -95,21 +95,6 @@ def test_cuda_without_cuda_is_an_error_that_says_what_to_do(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cpu"):
         collect("cuda")
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "slug"),
-    [
-        ("cpu", "AMD EPYC", "cpu-amd-epyc"),
-        ("cpu", "AMD EPYC 9R14 96-Core Processor", "cpu-amd-epyc-9r14"),
-        ("cpu", "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "cpu-intel-xeon-platinum-8488c"),
-        ("cuda", "NVIDIA H200", "nvidia-h200"),
-        ("cuda", "NVIDIA A100-SXM4-80GB", "nvidia-a100-sxm4-80gb"),
-        ("cuda", "Tesla T4", "nvidia-tesla-t4"),
-    ],
-)
-def test_device_slug(kind: str, name: str, slug: str) -> None:
-    assert device_slug(Environment(facts={"device": name, "device_kind": kind})) == slug
 
 
 class NoNvml(Exception):  # noqa: N818

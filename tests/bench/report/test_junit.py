@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from bench.render.files import require_writable
 from bench.report import junit
 from bench.types import Case, Status
 from tests.support.synthetic_runs import CASE, FAILED, failed, result, run
@@ -59,8 +60,8 @@ def test_a_case_that_was_not_run_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for write in (partial(junit.write, run(result())), junit.refuse_unwritable):
-        with pytest.raises(ValueError, match=r"Cannot write the JUnit file .*below"):
+    for write in (partial(junit.write, run(result())), require_writable):
+        with pytest.raises(ValueError, match=r"cannot write .*below"):
             write(tmp_path / "file" / "below")
 
 
@@ -68,5 +69,5 @@ def test_to_ask_whether_a_file_can_be_written_changes_nothing(tmp_path: Path) ->
     old = tmp_path / "old.xml"
     old.write_text("of the last run")
     for file in (old, tmp_path / "new.xml"):
-        junit.refuse_unwritable(file)
+        require_writable(file)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("old.xml", "of the last run")]
