@@ -4,6 +4,8 @@ import os
 import signal
 from tempfile import TemporaryDirectory
 
+import pytest
+
 # Tests that run side by side have a core each (`nox -s tests`): two pools of spinning threads on the same cores make
 # small operators ten times slower than one thread is. Before torch is imported, which reads it once.
 if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -37,3 +39,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What this machine was measured to reach is kept for the tests alone: the user's cache is neither read nor written.
 _CACHE = TemporaryDirectory(prefix="resbench-tests-", ignore_cleanup_errors=True)
 os.environ["RESBENCH_CACHE_DIR"] = _CACHE.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest: else one core has it to itself at the end."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
