@@ -9,13 +9,12 @@ from bench.machine import kept_ceilings
 from bench.record.glossary import STATUSES
 from bench.record.metrics import METRICS_BY_NAME
 from bench.record.rows import TIMED_STATUSES, wall_and_measured_s
-from bench.render import tables as render_tables
 from bench.render.facts import fact_table
 from bench.render.records import Record, grouped
+from bench.render.tables import Column, table
 from bench.render.templates import templates
 from bench.render.text import count, listing, prose, significant
-from bench.report import columns as tables
-from bench.report import plots, verdict
+from bench.report import columns, plots, verdict
 from bench.report.order import measured, setup
 from bench.types import FINE, Run, Status
 
@@ -30,17 +29,17 @@ def render(run: Run, rows: list[Record]) -> str:
         notices=[prose(notice) for notice in run.notices],
         outcome=verdict.outcome(rows, len(run.pending)),
         verdicts=verdict.sentences(rows),
-        headline=render_tables.table(_headline(timed), tables.HEADLINE),
-        throughput=tables.parts(timed, tables.THROUGHPUT),
+        headline=table(_headline(timed), columns.HEADLINE),
+        throughput=columns.parts(timed, columns.THROUGHPUT),
         settings=asdict(run.plan.settings),
         memory_meaning=METRICS_BY_NAME["peak_allocated_bytes"].description,
-        memory=tables.parts([row for row in timed if row["peak_allocated_bytes"] is not None], tables.MEMORY),
-        largest=render_tables.table([row for row in rows if row["max_batch_size"] is not None], tables.MAX_BATCH),
+        memory=columns.parts([row for row in timed if row["peak_allocated_bytes"] is not None], columns.MEMORY),
+        largest=table([row for row in rows if row["max_batch_size"] is not None], columns.MAX_BATCH),
         speedup_notes=_notes(timed, "speedup_note"),
-        latency=tables.parts([row for row in timed if row["mode"] == "infer"], tables.LATENCY),
-        compile=tables.parts(tables.compiled(timed), tables.COMPILE),
-        power=tables.parts([row for row in timed if row["power_w"] is not None], tables.POWER),
-        parity=tables.parts(checked, tables.PARITIES),
+        latency=columns.parts([row for row in timed if row["mode"] == "infer"], columns.LATENCY),
+        compile=columns.parts(columns.compiled(timed), columns.COMPILE),
+        power=columns.parts([row for row in timed if row["power_w"] is not None], columns.POWER),
+        parity=columns.parts(checked, columns.PARITIES),
         parity_notes=_notes(checked, "parity_note"),
         failures=_by_status(rows, frozenset(Status) - TIMED_STATUSES - FINE),
         marked=_by_status(rows, TIMED_STATUSES - {Status.VALID}),
@@ -78,7 +77,7 @@ def _by_status(rows: list[Record], statuses: frozenset[Status]) -> list[dict[str
     """The rows of these statuses, with their reasons."""
     groups = {status: [row for row in rows if row["status"] == status] for status in STATUSES if status in statuses}
     return [
-        {"status": status.value, "meaning": STATUSES[status], "table": render_tables.table(group, tables.FAILURES)}
+        {"status": status.value, "meaning": STATUSES[status], "table": table(group, columns.FAILURES)}
         for status, group in groups.items()
         if group
     ]
@@ -138,8 +137,8 @@ def _phases(run: Run) -> str:
     for result in run.results:
         totals.update(result.phases_s)
     rows = [{"phase": phase, "seconds": seconds} for phase, seconds in totals.items()]
-    columns = (
-        render_tables.Column("phase", lambda row: str(row["phase"]), "left"),
-        render_tables.Column("s in all cases", lambda row: significant(row["seconds"])),
+    shown = (
+        Column("phase", lambda row: str(row["phase"]), "left"),
+        Column("s in all cases", lambda row: significant(row["seconds"])),
     )
-    return render_tables.table(rows, columns)
+    return table(rows, shown)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.render import csv
-from bench.render import figures as render_figures
+from bench.render.figures import KINDS, encode
 from bench.render.files import replace_file
 from bench.render.records import Record
 from bench.report import markdown, plots
@@ -35,7 +35,7 @@ def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) ->
     files = pictures | {name: text.encode() for name, text in texts.items()}
     with explained(f"cannot write the report to {directory}", "make it writable, then run resbench report"):
         for picture in plots.PICTURES:
-            for kind in render_figures.KINDS:
+            for kind in KINDS:
                 if f"plots/{picture.name}.{kind}" not in files:
                     (directory / "plots" / f"{picture.name}.{kind}").unlink(missing_ok=True)
         return [replace_file(directory / name, data) for name, data in files.items()]
@@ -60,8 +60,4 @@ def environment_json(run: Run) -> str:
 
 
 def _pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
-    return {
-        f"plots/{name}.{kind}": render_figures.encode(figure, kind)
-        for name, figure in figures.items()
-        for kind in render_figures.KINDS
-    }
+    return {f"plots/{name}.{kind}": encode(figure, kind) for name, figure in figures.items() for kind in KINDS}
