@@ -8,7 +8,7 @@ import sys
 
 from bench.terminal import failure, streams
 
-_FAILED = 3  # as bench.terminal.options.Exit.FAILED, which may be what cannot be imported
+_FAILED = 3  # as bench.terminal.exits.Exit.FAILED, which may be what cannot be imported
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import pytest
 from bench.cli import main
 from bench.sweep.presets import preset_names
 from bench.terminal.exits import EXIT_CODES, Exit
+from bench.workers.entry import Remote
 from resnet.paths import PATHS
 
 ROOT = Path(__file__).parents[1]
@@ -248,32 +249,14 @@ def test_the_parent_imports_no_torch() -> None:
 
 
 def entries() -> set[str]:
-    """Each function that the parent names: an attribute of what `remote` stands for, where that is imported."""
+    """Each function that the parent names: an attribute of what `remote` stands for."""
     found = set()
-    for module in modules():
-        if module.split(".")[0] != "bench":
-            continue
-        tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-        remotes = {
-            str(node.targets[0].id): str(node.value.args[0].value)
-            for node in assigned
-            if isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Call)
-            and isinstance(node.value.func, ast.Name)
-            and node.value.func.id == "remote"
-            and isinstance(node.value.args[0], ast.Constant)
-        }
-        if "bench.run.remote.worker" in {
-            f"{node.module}.{name.name}"
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for name in node.names
-        }:
-            remotes["worker"] = "bench.run.worker"
+    for module in (name for name in modules() if name.startswith("bench.")):
+        remotes = {name: of for name, of in vars(import_module(module)).items() if isinstance(of, Remote)}
+        nodes = ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))) if remotes else ()
         found |= {
-            f"{remotes[node.value.id]}:{node.attr}"
-            for node in ast.walk(tree)
+            str(getattr(remotes[node.value.id], node.attr))
+            for node in nodes
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in remotes
         }
     return found

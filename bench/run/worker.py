@@ -93,8 +93,8 @@ def prepare_compiler(device: Device, tools: Path) -> None:
 def run_case(case: Case, settings: Settings, against: Reference, tools: Path | None, turns: bool) -> Result:
     """Check a case, and if it is to be measured time it and check it once more. Running out of memory is a result.
 
-    Where it is measured and `turns` are wanted, it serves them (`isolation.serve`) before the second check. `tools` is
-    the folder of `prepare_compiler`, for a case that compiles.
+    Where it is measured and `turns` are wanted, it serves them (`bench.workers.child.serve`) before the second check.
+    `tools` is the folder of `prepare_compiler`, for a case that compiles.
     """
     run = CaseRun(case, settings, against, turns=turns)
     with _own_resources(case, tools), malloc.freed_is_kept(case.device):

@@ -36,7 +36,9 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Remote:
+class Remote:
+    """Stands for a module: its attributes are the names of functions."""
+
     module: str
 
     def __getattr__(self, name: str) -> Entry:
@@ -65,4 +67,4 @@ def checked(task: Callable[[], object]) -> object:
 
 def remote(module: str) -> Any:  # noqa: ANN401 - stands for the module
     """Stands for a module whose functions run in workers."""
-    return _Remote(module)
+    return Remote(module)
