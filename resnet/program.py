@@ -12,7 +12,6 @@ from resnet.folded.fastest import choices
 from resnet.folded.network import fold
 from resnet.folded.products import fold_into_products
 from resnet.fused.fuse import fuse
-from resnet.models.resnet import ResNet
 from resnet.paths import Path
 from resnet.precision import AUTOCAST_DTYPE, Mode, Precision, set_product_precision
 
@@ -40,7 +39,7 @@ class Program:
         optimizer: SGD with momentum in train mode, else None.
     """
 
-    def __init__(self, path: Path, model: ResNet, *, mode: Mode, precision: Precision, device: str) -> None:
+    def __init__(self, path: Path, model: nn.Module, *, mode: Mode, precision: Precision, device: str) -> None:
         """Take `model` over: it is moved, cast and trained in place."""
         set_product_precision(precision)
         self.path, self.mode, self.precision, self.device = path, mode, precision, device

@@ -34,7 +34,7 @@ sample_budget_s = 60
 parity_steps = 1
 timeout_s = 300
 [[sweep]]
-depths = [18]
+models = ["resnet18"]
 modes = ["infer"]
 precisions = ["fp32", "bf16"]
 batch_sizes = [2]
@@ -200,7 +200,7 @@ BAD = {
     "weights of another model": (("--weights", "r34.pt"), ("r34.pt", "do not fit this resnet18")),
     "weights that are not there": (("--weights", "gone.pt"), ("gone.pt", "No such file", "IMAGENET1K_V1")),
     "CUDA that is not there": (("--device", "cuda"), ("torch finds no CUDA device", "--device cpu")),
-    "malformed TOML": (("--preset", "torn.toml"), ("torn.toml", "line 2", "depths")),
+    "malformed TOML": (("--preset", "torn.toml"), ("torn.toml", "line 2", "models")),
     "corrupt journal": (("--resume", "corrupt"), ("corrupt/results.jsonl", "line 1")),
     "directory that cannot be made": (("--out", "/proc/self/nothing"), ("/proc/self/nothing", "another directory")),
 }
@@ -213,7 +213,7 @@ def test_bad_input_is_one_paragraph(here: Path, name: str) -> None:
         pytest.skip("there is CUDA here")
     torch.save([1, 2, 3], here / "list.pt")
     torch.save(build_model("resnet34").state_dict(), here / "r34.pt")
-    (here / "torn.toml").write_text('summary = "x"\ndepths = [\n')
+    (here / "torn.toml").write_text('summary = "x"\nmodels = [\n')
     (here / "corrupt").mkdir()
     (here / "corrupt" / "results.jsonl").write_text('{"type": "plan"\n{"type": "result"}\n')
     before = {file: file.stat().st_mtime_ns for file in here.rglob("*") if file.is_file()}

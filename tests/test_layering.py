@@ -46,7 +46,7 @@ PATH_NAMES = (
 )  # fmt: skip
 PRESET_NAMES = ("cpu", "cpu-quick", "full", "h200", "parity", "quick")
 
-AXES = {"--depths", "--modes", "--precisions", "--batch-sizes", "--paths", "--image-size", "--device"}
+AXES = {"--models", "--depths", "--modes", "--precisions", "--batch-sizes", "--paths", "--image-size", "--device"}
 OPTIONS = {
     "run": AXES
     | {
@@ -66,6 +66,7 @@ OPTIONS = {
     "parity": AXES | {"--weights", "--junit", "--out", "-q", "--quiet", "--json"},
     "audit": {"--arch", "--dtypes", "--forms", "--shape", "--csv", "-q", "--quiet", "--json"},
     "kernels": {
+        "--models",
         "--depths",
         "--shape",
         "--forms",

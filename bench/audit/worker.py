@@ -6,11 +6,11 @@ from bench.audit.types import Row
 from bench.kernels.ops import PLAIN, fits, layers
 from bench.workers.child import announce
 from kernels.audit.audit import FORMS, RUNNING_STATISTICS, audit
-from kernels.bottleneck.forms import BLOCKS
 from kernels.kernel import Shape
+from kernels.table import BLOCKS_BY_NAME
 
 MODELS = ("resnet18", "resnet50")
-BATCH_SIZE, IMAGE_SIZE = 256, 224
+BATCH_SIZE = 256
 
 # Where no access can be wide, and where programs outnumber the rows: nothing may spill there either.
 ODD_SHAPES: tuple[Shape, ...] = ((BATCH_SIZE, 3, 7, 7), (BATCH_SIZE, 63, 1, 1))
@@ -33,10 +33,10 @@ def default_shapes() -> dict[str, list[Shape]]:
 
     Plain BatchNorm, which no fused network has, is taken to meet those of all others.
     """
-    blocks = {block.name for block in BLOCKS}
     found: dict[str, dict[Shape, None]] = {form: {} for form in FORMS}
     for model in MODELS:
-        for form, shape in layers(model, BATCH_SIZE, IMAGE_SIZE):
-            for name in (form,) if form in blocks else (form, PLAIN, RUNNING_STATISTICS):
+        for form, shape in layers(model, BATCH_SIZE):
+            for name in (form,) if form in BLOCKS_BY_NAME else (form, PLAIN, RUNNING_STATISTICS):
                 found[name][shape] = None
-    return {form: [*shapes, *(ODD_BLOCK_SHAPES if form in blocks else ODD_SHAPES)] for form, shapes in found.items()}
+    odd = {form: ODD_BLOCK_SHAPES if form in BLOCKS_BY_NAME else ODD_SHAPES for form in FORMS}
+    return {form: [*shapes, *odd[form]] for form, shapes in found.items()}

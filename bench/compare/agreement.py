@@ -20,6 +20,7 @@ from bench.measure.turns import Turn, rounds
 from bench.stats import median_interval, speedups
 from bench.types import Case, Settings
 from bench.workers.child import announce
+from resnet.models.table import network_of
 
 TOLERANCE = 0.05  # relative difference of the throughputs that counts as agreement
 
@@ -40,7 +41,7 @@ def agreement_of(case: Case, settings: Settings, number: int) -> dict[str, objec
 def harness_turns(case: Case, settings: Settings) -> Turn:
     """As a worker measures: the case's program, warmed up, by the harness's clock and stop rule."""
     program = make_program(case, settings)
-    images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
+    images, labels = make_batch(case, settings.seed)
     images = program.place(images)
     clock = timing.CLOCKS[case.device]()
 
@@ -63,10 +64,10 @@ def independent_step(case: Case) -> Callable[[], None]:
     """A step of torchvision's model, eager, contiguous; nothing of it is the harness's."""
     from torchvision.models import get_model  # noqa: PLC0415 - takes a second
 
-    train, shape = case.mode == "train", (case.batch_size, 3, case.image_size, case.image_size)
+    train, network = case.mode == "train", network_of(case.model)
     model = get_model(case.model).to(case.device).train(train)
-    images = torch.randn(shape, device=case.device)
-    labels = torch.randint(1000, (case.batch_size,), device=case.device)
+    images = torch.randn(network.images(case.batch_size, case.image_size), device=case.device)
+    labels = torch.randint(network.classes, (case.batch_size,), device=case.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=2e-3, momentum=0.9, weight_decay=1e-4, fused=True)
     scaler = torch.amp.GradScaler(case.device, enabled=case.precision == "fp16")
     dtype = _AUTOCAST.get(case.precision)

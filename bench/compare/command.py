@@ -16,7 +16,7 @@ from bench.terminal.wrapped import say
 from bench.types import Case, Device, Mode, Precision, Settings
 from bench.workers.entry import remote
 from bench.workers.parent import Terms
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 from resnet.paths import PATHS
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 else:
     worker = remote("bench.compare.agreement")
 
+COMPARABLE = tuple(name for name, network in NETWORKS.items() if network.published)  # torchvision has them
 _TIMEOUT_S = 3600.0
 _EXITS = {
     Exit.VALID: "they agree",
@@ -39,11 +40,11 @@ _EXITS = {
         exits=_EXITS,
     )
 )
-@click.option("--model", type=click.Choice(tuple(DEPTHS)), default="resnet18", show_default=True)
+@click.option("--model", type=click.Choice(COMPARABLE), default="resnet18", show_default=True)
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="infer", show_default=True)
 @click.option("--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--image-size", type=click.IntRange(32), default=224, show_default=True)
+@click.option("--image-size", type=click.IntRange(1), help="Height in pixels. [default: the network's own]")
 @click.option(
     "--path",
     type=click.Choice([path.name for path in PATHS]),
@@ -78,7 +79,11 @@ def agreement(
     if out is not None:
         require_writable(out)
     writes_to(out.parent if out else None)
-    case = msgspec.convert({**axes, "device": device or device_found()}, Case)
+    network = NETWORKS[str(axes["model"])]
+    height = axes["image_size"] or network.input[1]
+    case = msgspec.convert({**axes, "image_size": height, "device": device or device_found()}, Case)
+    if problem := network.why_too_small(case.image_size):
+        raise ValueError(f"--image-size: {problem}")
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)
     output = Output(quiet=quiet, as_json=as_json)
     with bar(output.console()) as progress:

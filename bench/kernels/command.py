@@ -11,17 +11,27 @@ from rich.text import Text
 
 from bench.kernels import run as kernel_run
 from bench.kernels.report.watch import watching
-from bench.kernels.types import Dtype, KernelMode, KernelRun, Request, Shape
+from bench.kernels.types import DTYPES, FORMS, Dtype, KernelMode, KernelRun, Request, Shape
 from bench.terminal import tables
 from bench.terminal.exits import Exit
-from bench.terminal.options import OUTPUT_OPTIONS, duration, epilog, grouped, names, numbers, shape_option, writes_to
+from bench.terminal.options import (
+    DEPTHS_OPTION,
+    OUTPUT_OPTIONS,
+    duration,
+    epilog,
+    grouped,
+    models_of,
+    names,
+    shape_option,
+    writes_to,
+)
 from bench.terminal.output import Output
 from bench.types import Device
 from bench.workers.entry import remote
 from bench.workers.errors import explained
 from bench.workers.parent import Terms
 from bench.workers.places import TEMPORARY
-from resnet.models.table import DEPTHS
+from resnet.models.table import network_of
 
 if TYPE_CHECKING:
     from bench.kernels import search
@@ -49,16 +59,15 @@ _EXITS = {
         exits=_EXITS,
     )
 )
-@click.option("--depths", type=numbers, help="Whose layers. [default: 50,18, or none beside --shape]")
+@click.option("--models", type=names, help="Whose layers. [default: resnet50,resnet18, or none beside --shape]")
+@DEPTHS_OPTION
 @shape_option("Another shape of x, in every form; can be repeated.")
 @click.option(
     "--forms",
     type=names,
-    help="Any of bn, bn+relu, bn+residual+relu, dual, stem, bottleneck, bottleneck+projection, "
-    "bottleneck+downsampling. "
-    "[default: all]",
+    help=f"Any of {', '.join(FORMS)}. [default: all]",
 )
-@click.option("--dtypes", type=names, default="bf16", show_default=True, help="Any of fp32, bf16, fp16.")
+@click.option("--dtypes", type=names, default="bf16", show_default=True, help=f"Any of {', '.join(DTYPES)}.")
 @click.option(
     "--mode",
     type=click.Choice(get_args(KernelMode)),
@@ -66,9 +75,7 @@ _EXITS = {
     help="Statistics of the batch, or running ones. [default: train]",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Images. [default: 256 on a GPU, 8 on a CPU]")
-@click.option(
-    "--image-size", type=click.IntRange(32), default=224, show_default=True, help="Height and width in pixels."
-)
+@click.option("--image-size", type=click.IntRange(1), help="Height in pixels. [default: the network's own]")
 @click.option(
     "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: the GPU where there is one]"
 )
@@ -90,13 +97,14 @@ def kernels(
     ctx: click.Context,
     /,
     *,
-    depths: tuple[int, ...] | None,
+    models: tuple[str, ...] | None,
+    depths: tuple[str, ...] | None,
     shapes: tuple[Shape, ...],
     forms: tuple[str, ...] | None,
     dtypes: tuple[str, ...],
     mode: KernelMode,
     batch_size: int | None,
-    image_size: int,
+    image_size: int | None,
     device: Device | None,
     budget: float | None,
     search: bool,
@@ -116,7 +124,7 @@ def kernels(
     output = Output(quiet=quiet, as_json=as_json)
     request = Request(
         device=device,
-        models=_models(depths or ()),
+        models=_models(models_of(models, depths) or (), image_size),
         shapes=shapes,
         forms=forms or (),
         dtypes=_dtypes(dtypes),
@@ -143,16 +151,16 @@ def kernels(
     ctx.exit(ends)
 
 
-def _models(depths: tuple[int, ...]) -> tuple[str, ...]:
-    models = tuple(f"resnet{depth}" for depth in depths)
-    if unknown := [model for model in models if model not in DEPTHS]:
-        raise ValueError(f"unknown {', '.join(unknown)}: choose from {', '.join(DEPTHS)}, e.g. --depths 18,50")
+def _models(models: tuple[str, ...], image_size: int | None) -> tuple[str, ...]:
+    for name in models:
+        if problem := network_of(name).why_too_small(image_size):
+            raise ValueError(f"--image-size: {problem}")
     return models
 
 
 def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
-    if unknown := [name for name in wanted if name not in get_args(Dtype)]:
-        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose from {', '.join(get_args(Dtype))}")
+    if unknown := [name for name in wanted if name not in DTYPES]:
+        raise ValueError(f"unknown dtype {', '.join(unknown)}: choose from {', '.join(DTYPES)}")
     return cast("tuple[Dtype, ...]", wanted)
 
 

@@ -11,8 +11,9 @@ from bench.types import Device
 from kernels.bottleneck.forms import BLOCKS, BlockForm
 from kernels.kernel import Kernel
 from kernels.table import FORMS
-from resnet.models.build import build_model
-from resnet.models.resnet import BasicBlock, Bottleneck
+from resnet.models.build import build_network
+from resnet.models.resnet import BasicBlock, Bottleneck, ResNet
+from resnet.models.table import network_of
 
 MODELS = ("resnet50", "resnet18")  # where nobody says; the first has nearly every shape
 BATCH_SIZES: dict[Device, int] = {"cuda": 256, "cpu": 8}
@@ -20,8 +21,10 @@ BATCH_SIZES: dict[Device, int] = {"cuda": 256, "cpu": 8}
 PLAIN = "bn"  # in no fused network, but what the other forms are to be compared with
 
 
-def layers(model: str, batch_size: int, image_size: int) -> list[tuple[str, Shape]]:
+def layers(model: str, batch_size: int, image_size: int | None = None) -> list[tuple[str, Shape]]:
     """The fused ops of one step of a network in the order of the forward pass, as (form, shape of x).
+
+    Without an image size at the network's own.
 
     The BatchNorm of a projected shortcut has no op of its own: it is half of the block's "dual". Behind them the
     network's bottlenecks, each a whole block in one op.
@@ -29,6 +32,7 @@ def layers(model: str, batch_size: int, image_size: int) -> list[tuple[str, Shap
     Raises:
         ValueError: unknown model.
     """
+    row = network_of(model)
     shapes: dict[nn.Module, Shape] = {}
 
     def remember(module: nn.Module, arguments: tuple[Tensor]) -> None:
@@ -36,12 +40,12 @@ def layers(model: str, batch_size: int, image_size: int) -> list[tuple[str, Shap
         shapes[module] = (n, channels, height, width)
 
     with torch.device("meta"):
-        network = build_model(model)
+        network = build_network(model)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d | Bottleneck):
                 module.register_forward_pre_hook(remember)
-        network(torch.empty(batch_size, 3, image_size, image_size))
-    found = [("stem", shapes[network.bn1])]
+        network(torch.empty(row.images(batch_size, image_size or row.input[1])))
+    found = [("stem", shapes[network.bn1])] if isinstance(network, ResNet) else []
     blocks = []
     for block in network.modules():
         if isinstance(block, BasicBlock | Bottleneck):

@@ -11,9 +11,10 @@ from bench.machine.requirements import why_unsupported, why_untimed
 from bench.machine.types import Examined
 from bench.record.provenance import told
 from bench.types import Case, Ceilings, Device, Mode, Precision
+from resnet.models.table import NETWORKS
 from resnet.paths import PATHS, Path
 
-_MODEL, _BATCH_SIZE, _IMAGE_SIZE = "resnet18", 1, 224  # no requirement depends on them
+_NETWORK, _BATCH_SIZE = NETWORKS["resnet18"], 1  # no requirement that a device may lack depends on them
 
 
 def has_cuda() -> bool:
@@ -43,11 +44,11 @@ def _examined(device: Device) -> Examined:
 
 def _cell(device: Device, rates: Ceilings, path: Path, mode: Mode, precision: Precision) -> dict[str, str]:
     case = Case(
-        model=_MODEL,
+        model=_NETWORK.name,
         mode=mode,
         precision=precision,
         batch_size=_BATCH_SIZE,
-        image_size=_IMAGE_SIZE,
+        image_size=_NETWORK.input[1],
         path=path.name,
         device=device,
     )

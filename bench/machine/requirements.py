@@ -1,6 +1,5 @@
 """Why a case cannot run on this machine: one row a requirement, one sentence a reason. Worker side."""
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -10,6 +9,9 @@ from torch import nn
 
 from bench.machine.environment import cpp_compiler
 from bench.types import Case
+from resnet.models.build import build_network
+from resnet.models.resnet import ResNet
+from resnet.models.table import network_of
 from resnet.paths import Path
 
 AMPERE = (8, 0)  # first with TF32 and bf16 products
@@ -47,13 +49,25 @@ def _cpu_mode(case: Case, path: Path) -> str | None:
 
 
 def _few_values(case: Case, _: Path) -> str | None:
-    values = case.batch_size * math.ceil(case.image_size / 32) ** 2
+    values = network_of(case.model).last_stage(case.batch_size, case.image_size)
     if case.mode != "train" or case.kind == "max-batch" or values >= FEWEST_VALUES:
         return None
     return (
         f"training needs {FEWEST_VALUES} values a channel in the last stage, or BatchNorm's gradients vanish there, "
         f"and this case has {values}: use larger batches or images"
     )
+
+
+def _foldable(case: Case, path: Path) -> str | None:
+    if not path.fold or _is_reference(case.model):
+        return None
+    return f"path {path.name} knows how to fold the reference ResNets alone, and {case.model} is another network"
+
+
+@lru_cache
+def _is_reference(model: str) -> bool:
+    with torch.device("meta"):
+        return isinstance(build_network(model), ResNet)
 
 
 def _path_needs_cuda(case: Case, path: Path) -> str | None:
@@ -128,6 +142,7 @@ REQUIREMENTS: tuple[Callable[[Case, Path], str | None], ...] = (
     _mode,
     _cpu_mode,
     _few_values,
+    _foldable,
     _path_needs_cuda,
     _tf32_needs_cuda,
     _cuda,

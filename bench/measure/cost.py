@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure.memory import saved_storages
 from bench.types import Cost, Mode, Precision
-from resnet.models.build import build_model
+from resnet.models.build import build_network
+from resnet.models.table import network_of
 
 WIDTH: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of an activation
 OPTIMIZER_BYTES = 6 * 4  # a parameter: fp32 gradient written and read, momentum and parameter read and written
@@ -107,4 +108,4 @@ def _saved_elements(model: str, image_size: int) -> int:
 
 def _on_meta(model: str, image_size: int) -> tuple[nn.Module, Tensor]:
     with torch.device("meta"):
-        return build_model(model), torch.empty(COUNTED_BATCH, 3, image_size, image_size)
+        return build_network(model), torch.empty(network_of(model).images(COUNTED_BATCH, image_size))

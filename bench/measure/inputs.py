@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.types import Case, Settings
-from resnet.models.build import build_model
-from resnet.models.resnet import ResNet
+from resnet.models.build import build_network
+from resnet.models.table import network_of
 from resnet.paths import PATHS_BY_NAME
 from resnet.precision import Precision
 from resnet.program import Program
@@ -15,10 +15,11 @@ from resnet.program import Program
 _WEIGHT_SCALE = 0.25  # makes the variances that BatchNorm sees small, so that its eps is felt
 _SHIFT = 2.0  # |beta| / gamma inside a block
 _NEGATIVE_SHIFTS = 0.3
-_CALIBRATION_SHAPE = (4, 3, 64, 64)
+_CALIBRATION_BATCH = 4
+_LAST = {"basic": "bn2", "bottleneck": "bn3"}  # at the end of a residual branch
 
 
-def make_model(name: str, seed: int, weights: str = "") -> ResNet:
+def make_model(name: str, seed: int, weights: str = "") -> nn.Module:
     """A model in fp32 on the CPU: with `weights` (see `resnet.models.weights`), else in a telling random state.
 
     Raises:
@@ -28,7 +29,7 @@ def make_model(name: str, seed: int, weights: str = "") -> ResNet:
         return _random_model(name, seed)
     from resnet.models.weights import load_weights  # noqa: PLC0415 - imports torchvision, which takes a second
 
-    model = build_model(name)
+    model = build_network(name)
     load_weights(model, weights)
     return model
 
@@ -44,18 +45,20 @@ def make_program(case: Case, settings: Settings, precision: Precision | None = N
     return Program(path, model, mode=case.mode, precision=precision, device=case.device)
 
 
-def make_batch(batch_size: int, image_size: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, H, W] (fp32, standard normal) and labels [N] (int64), made on `device`.
+def make_batch(case: Case, seed: int) -> tuple[Tensor, Tensor]:
+    """Images [N, C, H, W] (fp32, standard normal) and labels [N] (int64) of a case, made on its device.
 
     Images are rounded to bf16, which every precision represents exactly, so that all share one fp64 reference.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    images = torch.randn(batch_size, 3, image_size, image_size, generator=generator, device=device)
-    labels = torch.randint(1000, (batch_size,), generator=generator, device=device)
+    network = network_of(case.model)
+    generator = torch.Generator(case.device).manual_seed(seed)
+    shape = network.images(case.batch_size, case.image_size)
+    images = torch.randn(shape, generator=generator, device=case.device)
+    labels = torch.randint(network.classes, (case.batch_size,), generator=generator, device=case.device)
     return images.bfloat16().float(), labels
 
 
-def _random_model(name: str, seed: int) -> ResNet:
+def _random_model(name: str, seed: int) -> nn.Module:
     """A model whose every parameter and buffer matters.
 
     A freshly made network hides mistakes: gamma 1, beta 0 and running statistics 0 and 1 make errors in them
@@ -68,15 +71,14 @@ def _random_model(name: str, seed: int) -> ResNet:
     generator = torch.Generator().manual_seed(seed)
     uniform = partial(_uniform, generator=generator)
     torch.manual_seed(seed)
-    model = build_model(name)
+    network, model = network_of(name), build_network(name)
     norms = {key: module for key, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    last = "bn3" if "layer1.0.bn3" in norms else "bn2"
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.mul_(_WEIGHT_SCALE)
         for key, norm in norms.items():
-            if key.endswith(last):
+            if key.endswith(_LAST[network.block]):
                 uniform(norm.weight, 0.2, 0.4)
                 uniform(norm.bias, -0.5, 0.5)
             else:
@@ -84,7 +86,8 @@ def _random_model(name: str, seed: int) -> ResNet:
                 negative = uniform(torch.empty_like(norm.bias), 0.0, 1.0) < _NEGATIVE_SHIFTS
                 uniform(norm.bias, 0.75 * _SHIFT, 1.25 * _SHIFT)[negative] *= -1.0
             norm.momentum = 1.0
-        model.train()(torch.randn(_CALIBRATION_SHAPE, generator=generator))
+        images = network.images(_CALIBRATION_BATCH, 2 * network.reduction)
+        model.train()(torch.randn(images, generator=generator))
         for norm in norms.values():
             assert norm.running_mean is not None  # noqa: S101
             assert norm.running_var is not None  # noqa: S101

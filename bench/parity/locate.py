@@ -11,7 +11,7 @@ from bench.parity import errors, reference, tolerances
 from bench.types import Case, Settings
 from resnet.program import Program
 
-_LAYER = re.compile(r"maxpool|layer[1-4]\.\d+|fc")  # named alike in the plain and in the folded network
+_LAYER = re.compile(r"maxpool|layer\d+\.\d+|fc")  # named alike in the plain and in the folded network
 
 
 def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> str:
@@ -29,7 +29,7 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
             make_program(case, settings),
         )
     )
-    values = tolerances.last_stage_values(batch_size, case.image_size)
+    values = tolerances.last_stage_values(case, batch_size)
     for name, ref in wanted.items():
         limit = tolerances.tolerance("output@1", errors.relative_error(eager.get(name), ref), case, values)
         if name in found and not errors.relative_error(found[name], ref) <= limit:

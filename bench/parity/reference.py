@@ -56,7 +56,7 @@ def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -
 def inputs(case: Case, settings: Settings, batch_size: int, check: int) -> trajectory.Batches:
     """The batches of one check: other ones than those of every other check, and than those that are timed."""
     seed = settings.seed * CHECKS + check + 1
-    return trajectory.batches(batch_size, case.image_size, case.device, seed=seed, steps=settings.parity_steps)
+    return trajectory.batches(replace(case, batch_size=batch_size), seed=seed, steps=settings.parity_steps)
 
 
 def _trajectory(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from bench.types import Case
+from resnet.models.table import network_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ def tolerance(tensor: str, eager_error: float, case: Case, values: int) -> float
     return min(max(limit.multiplier * eager_error, floor), CEILING)
 
 
-def last_stage_values(batch_size: int, image_size: int) -> int:
-    """How many values a ReLU inside a block of the last stage puts out, the fewest of all: N * H * W * C."""
-    side = -(-image_size // 32)
-    return batch_size * side * side * 512
+def last_stage_values(case: Case, batch_size: int) -> int:
+    """The number of values that a ReLU inside a block of the last stage returns, the fewest of all: N * H * W * C."""
+    network = network_of(case.model)
+    return network.last_stage(batch_size, case.image_size) * network.width

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from bench.measure.inputs import make_batch
 from bench.parity.errors import relative_error, scale_error
+from bench.types import Case
 from resnet.program import Program
 
-Batches = Iterator[tuple[Tensor, Tensor]]  # images [N, 3, H, W] and labels [N]
+Batches = Iterator[tuple[Tensor, Tensor]]  # images [N, C, H, W] and labels [N]
 
 
 def trajectory(program: Program, state: Mapping[str, Tensor], batches: Batches) -> Iterator[tuple[str, Tensor | None]]:
@@ -46,9 +47,9 @@ def _moved(program: Program, state: Mapping[str, Tensor], kind: str, number: int
         yield f"{kind}:{name}@{number}", tensor.detach().double() - state[name].to(tensor.device).double()
 
 
-def batches(batch_size: int, image_size: int, device: str, *, seed: int, steps: int) -> Batches:
-    """`steps` fresh batches. Another seed, other inputs: no check sees what another has seen."""
-    return (make_batch(batch_size, image_size, seed * 1000 + step, device) for step in range(steps))
+def batches(case: Case, *, seed: int, steps: int) -> Batches:
+    """`steps` fresh batches of a case. Another seed, other inputs: no check sees what another has seen."""
+    return (make_batch(case, seed * 1000 + step) for step in range(steps))
 
 
 def save_reference(program: Program, state: Mapping[str, Tensor], inputs: Batches, file: Path) -> None:

@@ -33,7 +33,7 @@ def verdict(
 
     `locate` is asked for the first layer that diverges where the failing tensors themselves do not tell.
     """
-    values = last_stage_values(batch_size, case.image_size)
+    values = last_stage_values(case, batch_size)
     rows = [
         TensorError(
             tensor=name,

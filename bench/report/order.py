@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from bench.render.records import MODE_WORDS, Record
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS, pixels
 from resnet.paths import PATHS_BY_NAME
 
-MODEL_ORDER = tuple(DEPTHS)
+MODEL_ORDER = tuple(NETWORKS)
 MODE_ORDER = ("infer", "train")
 PRECISION_ORDER = ("fp32", "tf32", "bf16", "fp16")
 PATH_ORDER = tuple(PATHS_BY_NAME)
@@ -41,7 +41,7 @@ def varying(rows: list[Record]) -> set[str]:
 def setup_name(row: Record, shown: set[str]) -> str:
     """E.g. `resnet50 training`, with the place columns in `shown` after it."""
     words = {
-        "image_size": f"{row['image_size']} px",
+        "image_size": f"{pixels(row['model'], row['image_size'])} px",
         "device": row["device"],
         "world_size": f"{row['world_size']} process{'es' if row['world_size'] > 1 else ''}",
     }

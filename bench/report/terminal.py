@@ -8,10 +8,11 @@ from rich.console import Group
 from bench.record.rows import wall_and_measured_s
 from bench.render.records import Record
 from bench.render.text import MISSING, integer, interval, ratio, ratio_spread, significant, size, spread
-from bench.sweep.cell import AXES
+from bench.sweep.cell import AXES, values
 from bench.terminal.sheet import Column, Form, Sheet
 from bench.terminal.tables import STYLES, table
 from bench.types import Result, Run, Status
+from resnet.models.table import pixels
 
 
 def _ends(name: str, show: Callable[[Any, Any, Any], str]) -> Callable[[Any], str]:
@@ -77,7 +78,11 @@ INTERVALS = "± or [ ]: 95 % interval"
 
 def summary(records: list[Record]) -> Group:
     """One line a case, in reading order, without unsupported cases; searches for the largest batch below."""
-    rows = [row for row in records if row["status"] != Status.UNSUPPORTED]
+    rows = [
+        {**row, "image": pixels(row["model"], row["image_size"])}
+        for row in records
+        if row["status"] != Status.UNSUPPORTED
+    ]
     searches = [row for row in rows if row["kind"] == "max-batch"]
     others = [row for row in rows if row["kind"] != "max-batch"]
     found = Sheet(
@@ -100,7 +105,7 @@ def verdicts(run: Run) -> Sheet:
 def _verdict(result: Result) -> dict[str, object]:
     case, parity = result.case, result.parity
     return {
-        **{axis.name: getattr(case, axis.name) for axis in AXES},
+        **values(case),
         "path": case.path,
         "verdict": result.status.value,
         "tensors": parity.tensors if parity else None,

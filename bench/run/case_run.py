@@ -47,7 +47,7 @@ class CaseRun:
         case, settings = self.case, self.settings
         with self._phase("build"):
             program = make_program(case, settings)
-            images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
+            images, labels = make_batch(case, settings.seed)
             images = program.place(images)
         with self._phase("first call"):
             first_call_s = timing.first_call(partial(program.step, images, labels), self.clock)
@@ -135,13 +135,12 @@ def marks_of(
 ) -> Iterator[tuple[Status, str]]:
     """What keeps a result from being valid, the worst first."""
     if not verdict.passed:
-        first = verdict.failures[0]
+        first, layer = verdict.failures[0], verdict.first_layer and f", in {verdict.first_layer}"
         yield (
             Status.PARITY_FAILED,
             (
-                f"{verdict.failed} of {verdict.tensors} tensors are wrong; the first is {first.tensor}, "
-                f"in {verdict.first_layer}: error {first.error:.2g}, allowed {first.tolerance:.2g}, "
-                f"eager's {first.eager_error:.2g}"
+                f"{verdict.failed} of {verdict.tensors} tensors are wrong; the first is {first.tensor}{layer}: "
+                f"error {first.error:.2g}, allowed {first.tolerance:.2g}, eager's {first.eager_error:.2g}"
             ),
         )
     if measurement is None:

@@ -36,6 +36,7 @@ from bench.terminal.options import (
     duration,
     epilog,
     grouped,
+    models_of,
     writes_to,
 )
 from bench.terminal.output import Output
@@ -90,7 +91,7 @@ def run(
     strict: bool,
     quiet: bool,
     as_json: bool,
-    **axes: Any,  # noqa: ANN401 - the fields of Axes
+    **axes: Any,  # noqa: ANN401 - the fields of Axes, and the depths
 ) -> None:
     """Benchmark: sweep, check parity, measure, and write the reports."""
     began = monotonic()
@@ -104,7 +105,7 @@ def run(
             _require_devices(journal.read(resume).plan.cases, f"the run in {resume}")
         directory, plan = resume, None
     else:
-        plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or device_found()], Axes(**axes), weights)
+        plan = _plan(preset or DEFAULT_PRESETS[axes["device"] or device_found()], _axes(**axes), weights)
         if find_max_batch:
             plan = replace(plan, cases=plan.cases + max_batch_cases(plan.cases))
         if timeout is not None:
@@ -149,7 +150,7 @@ def parity(
     out: Path | None,
     quiet: bool,
     as_json: bool,
-    **axes: Any,  # noqa: ANN401 - the fields of Axes
+    **axes: Any,  # noqa: ANN401 - the fields of Axes, and the depths
 ) -> None:
     """Check every path against eager and fp64, without timing.
 
@@ -160,7 +161,7 @@ def parity(
     writes_to(out)
     if junit_file is not None:
         require_writable(junit_file)
-    plan = _plan("parity", Axes(**{**axes, "device": axes["device"] or device_found()}), weights)
+    plan = _plan("parity", _axes(**{**axes, "device": axes["device"] or device_found()}), weights)
     plan = replace(plan, cases=tuple(replace(case, kind="parity") for case in plan.cases))
     with _kept(out) as directory, Watch(output.console()) as watch:
         done = runner.run(directory, plan, observer=watch)
@@ -214,6 +215,15 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
             f"{', '.join(given)} cannot be changed by --resume: the journal holds the plan of the run; leave it out, "
             "or start a new run"
         )
+
+
+def _axes(
+    *,
+    models: tuple[str, ...] | None,
+    depths: tuple[str, ...] | None,
+    **others: Any,  # noqa: ANN401 - as above
+) -> Axes:
+    return Axes(models=models_of(models, depths), **others)
 
 
 @contextmanager

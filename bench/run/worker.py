@@ -113,7 +113,7 @@ def run_baseline(case: Case, settings: Settings) -> None:
     """
     with _own_resources(case), malloc.freed_is_kept(case.device):
         program = make_program(case, settings)
-        images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
+        images, labels = make_batch(case, settings.seed)
         step, clock = partial(program.step, program.place(images), labels), timing.CLOCKS[case.device]()
         timing.first_call(step, clock)
         serve(partial(timing.turn, step, clock, step_ms=timing.rehearse(step, clock)))
@@ -124,7 +124,7 @@ def fits(case: Case, settings: Settings, tools: Path | None) -> bool:
     with _own_resources(case, tools):
         try:
             program = make_program(case, settings)
-            images, labels = make_batch(case.batch_size, case.image_size, settings.seed, case.device)
+            images, labels = make_batch(case, settings.seed)
             announce("probe")
             for _ in range(_PROBE_STEPS):
                 program.step(program.place(images), labels)

@@ -8,17 +8,17 @@ from bench.types import Settings
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `[[sweep]]` table of a preset: the cells of its axes, depths outermost, paths innermost.
+    """One `[[sweep]]` table of a preset: the cells of its axes, models outermost, paths innermost.
 
     `paths` holds names of paths and selectors: `all` stands for every path that has the mode, `capable` for those of
     them that make sense on the block's device, and `-NAME` takes one out again.
     """
 
-    depths: tuple[int, ...]
+    models: tuple[str, ...]
     modes: tuple[str, ...]
     precisions: tuple[str, ...]
     batch_sizes: tuple[int, ...]
-    image_size: int = 224
+    image_size: int | None = None  # height in pixels; None: each model's own
     paths: tuple[str, ...] = ("all",)
     device: str
 
@@ -27,7 +27,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Axes:
     """What a person asks for instead of a preset's axes; None leaves an axis as the preset has it."""
 
-    depths: tuple[int, ...] | None = None
+    models: tuple[str, ...] | None = None
     modes: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
     batch_sizes: tuple[int, ...] | None = None

@@ -8,8 +8,9 @@ from typing import cast
 import msgspec
 
 from bench.sweep.axes import Axes, Block, Preset
-from bench.sweep.rules import NUMBERED_DEPTHS, why_refused
+from bench.sweep.rules import why_refused, why_too_small
 from bench.types import Case, Device, Mode, Precision
+from resnet.models.table import network_of
 from resnet.paths import PATHS
 
 _CUDA_NEEDS = {"cuda", "cuda for timing"}
@@ -26,7 +27,10 @@ def expand(preset: Preset, overrides: Axes | None = None) -> tuple[Case, ...]:
     for axis, value in changes.items():
         if problem := why_refused(axis, value):
             raise ValueError(f"{axis}: {problem}")
-    blocks = (msgspec.structs.replace(block, **changes) for block in preset.blocks)
+    blocks = [msgspec.structs.replace(block, **changes) for block in preset.blocks]
+    for block in blocks:
+        if problem := why_too_small(block):
+            raise ValueError(f"image_size: {problem}")
     cases = tuple(dict.fromkeys(case for block in blocks for case in _cases(block)))
     if not cases:
         raise ValueError(f"no case is left of preset {preset.name}: the paths asked for do not have its modes")
@@ -40,15 +44,15 @@ def max_batch_cases(cases: Iterable[Case]) -> tuple[Case, ...]:
 
 
 def _cases(block: Block) -> Iterable[Case]:
-    cells = product(block.depths, block.modes, block.precisions, block.batch_sizes)
-    for depth, mode, precision, batch_size in cells:
+    cells = product(block.models, block.modes, block.precisions, block.batch_sizes)
+    for model, mode, precision, batch_size in cells:
         for path in _paths(block, mode):
             yield Case(
-                model=NUMBERED_DEPTHS[depth],
+                model=model,
                 mode=cast("Mode", mode),
                 precision=cast("Precision", precision),
                 batch_size=batch_size,
-                image_size=block.image_size,
+                image_size=network_of(model).input[1] if block.image_size is None else block.image_size,
                 path=path,
                 device=cast("Device", block.device),
             )

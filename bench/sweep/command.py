@@ -1,7 +1,5 @@
 """Lists the paths, the presets and the models. Imports no torch."""
 
-from dataclasses import asdict
-
 import click
 
 from bench.sweep.cases import expand
@@ -10,7 +8,7 @@ from bench.terminal.exits import UNJUDGED
 from bench.terminal.options import epilog
 from bench.terminal.output import Output
 from bench.terminal.tables import Rows, table
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 from resnet.paths import PATHS
 
 
@@ -29,8 +27,18 @@ def presets() -> Rows:
 
 
 def models() -> Rows:
-    """The models with their residual block and its repeats in each stage."""
-    return [{"model": name, **asdict(depth)} for name, depth in DEPTHS.items()]
+    """The models: their residual block and its repeats in each stage, what goes in and comes out, and weights."""
+    return [
+        {
+            "model": name,
+            "block": network.block,
+            "blocks": list(network.blocks),
+            "input": list(network.input),
+            "classes": network.classes,
+            "weights": "published" if network.published else "none published",
+        }
+        for name, network in NETWORKS.items()
+    ]
 
 
 LISTS = {"paths": paths, "presets": presets, "models": models}

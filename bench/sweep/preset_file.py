@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench.sweep.axes import Block
-from bench.sweep.rules import allowed_values, why_refused
+from bench.sweep.rules import allowed_values, why_refused, why_too_small
 from bench.types import Settings
 
 
@@ -49,7 +49,7 @@ def parse(text: str, file: Path) -> PresetFile:
     try:
         written = msgspec.convert(document, PresetFile)
     except msgspec.ValidationError as mistyped:
-        message, _, place = str(mistyped).partition(" - at ")
+        message, _, place = str(mistyped).replace(" | null", "").partition(" - at ")  # TOML has no null
         steps = [int(index) if index else name for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", place)]
         if unknown := re.search(r"unknown field `(.*)`", message):
             raise error([*steps, unknown[1]], _unknown_key(steps)) from mistyped
@@ -59,6 +59,9 @@ def parse(text: str, file: Path) -> PresetFile:
             raise error(steps, _unknown_key(steps[:-1]))
         if problem := why_refused(str(steps[-1]), value):
             raise error(steps, problem)
+    for number, block in enumerate(written.sweep):
+        if problem := why_too_small(block):
+            raise error(["sweep", number, "image_size"], problem)
     return written
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from bench.sweep.axes import Block
 from bench.types import Device, Mode, Precision
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS, network_of
 from resnet.paths import PATHS_BY_NAME
 
 SELECTORS = ("all", "capable")
-NUMBERED_DEPTHS = {int(model.removeprefix("resnet")): model for model in DEPTHS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ RULES: dict[str, Rule] = {
     "summary": Rule(lambda text: bool(text.strip()) and "\n" not in text, "one line of text"),
     "budget_s": _SECONDS,
     "sweep": Rule(bool, "at least one [[sweep]] table"),
-    "depths": _one_of(NUMBERED_DEPTHS),
+    "models": _one_of(NETWORKS),
     "modes": _one_of(get_args(Mode)),
     "precisions": _one_of(get_args(Precision)),
     "batch_sizes": Rule(lambda size: size >= 1, "whole numbers from 1"),
-    "image_size": Rule(lambda size: size >= 32, "a whole number from 32"),  # noqa: PLR2004 the stem divides by 32
+    "image_size": Rule(lambda size: size >= 1, "a whole number from 1"),
     "paths": Rule(
         lambda path: path in SELECTORS or path.removeprefix("-") in PATHS_BY_NAME,
         ", ".join((*SELECTORS, *PATHS_BY_NAME)) + ", or -NAME to leave one out",
@@ -62,6 +62,12 @@ def why_refused(key: str, value: Any) -> str:  # noqa: ANN401 any value of the t
     if refused or not values:
         return f"{', '.join(map(repr, refused)) or 'an empty list'} is not allowed{allowed_values([key])}"
     return ""
+
+
+def why_too_small(block: Block) -> str:
+    """Why the images of a block are too small for one of its models; empty if they are not."""
+    problems = (network_of(model).why_too_small(block.image_size) for model in block.models)
+    return next(filter(None, problems), "")
 
 
 def allowed_values(steps: list[str | int]) -> str:

@@ -10,6 +10,7 @@ import click
 from bench.terminal.exits import EXIT_CODES, Exit
 from bench.types import Device
 from bench.workers import places
+from resnet.models.table import numbered
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,6 +62,22 @@ def duration(text: str) -> float:
     return float(total)
 
 
+def depths(text: str) -> tuple[str, ...]:
+    """Comma-separated depths of reference ResNets as the names of models: 18,50 stands for resnet18,resnet50."""
+    try:
+        return numbered(numbers(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def models_of(models: tuple[str, ...] | None, depths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The models that `--models` and `--depths` name together; None where neither was given."""
+    return (*(models or ()), *(depths or ())) or None
+
+
+DEPTHS_OPTION = click.option("--depths", type=depths, help="Short for --models: 18,50 stands for resnet18,resnet50.")
+
+
 def shape(text: str) -> tuple[int, int, int, int]:
     """N,C,H,W of a tensor with more than one value a channel, e.g. 256,64,56,56."""
     try:
@@ -78,12 +95,13 @@ def shape_option(help_: str) -> Callable[[Command], Command]:
 
 
 AXIS_OPTIONS = (
-    click.option("--depths", type=numbers, help="Depths of the ResNet, e.g. 18,50."),
+    click.option("--models", type=names, help="Names from `resbench list models`."),
+    DEPTHS_OPTION,
     click.option("--modes", type=names, help="train, infer or both."),
     click.option("--precisions", type=names, help="Any of fp32, tf32, bf16, fp16."),
     click.option("--batch-sizes", "--batch-size", type=numbers, help="Batch sizes, e.g. 1,32."),
     click.option("--paths", type=names, help="Names from `resbench list paths`; all, capable; -NAME leaves one out."),
-    click.option("--image-size", type=int, help="Height and width of the images in pixels."),
+    click.option("--image-size", type=int, help="Height of the images in pixels. [default: the network's own]"),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
 )
 

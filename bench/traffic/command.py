@@ -21,7 +21,7 @@ from bench.traffic.types import Counted, Request
 from bench.types import Ceilings, Device, Mode, Precision
 from bench.workers.entry import remote
 from bench.workers.parent import call
-from resnet.models.table import DEPTHS
+from resnet.models.table import network_of
 
 if TYPE_CHECKING:
     from bench.machine import ceilings
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 else:
     ceilings = remote("bench.machine.ceilings")
     worker = remote("bench.traffic.worker")
-
-REDUCTION = 32  # of the sides of images, until the last stage
 
 
 @click.command(
@@ -53,7 +51,7 @@ REDUCTION = 32  # of the sides of images, until the last stage
     help="Precision of the activations.",
 )
 @click.option("--batch", "batch_size", type=int, default=256, show_default=True, help="Images of a step.")
-@click.option("--image-size", type=int, default=224, show_default=True, help="Height and width of images in pixels.")
+@click.option("--image-size", type=int, help="Height of the images in pixels. [default: the network's own]")
 @click.option(
     "--paths",
     type=names,
@@ -80,7 +78,7 @@ def traffic(
     mode: Mode,
     precision: Precision,
     batch_size: int,
-    image_size: int,
+    image_size: int | None,
     paths: Sequence[str] | None,
     device: str | None,
     layers: bool,
@@ -102,12 +100,13 @@ def traffic(
     On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is run with
     data too, and what passed between memory and caches stands beside what is counted; --no-counters leaves that out.
     """
+    network = network_of(model)
     request = Request(
-        model=_known(model),
+        model=model,
         mode=mode,
         precision=precision,
         batch_size=batch_size,
-        image_size=image_size,
+        image_size=network.input[1] if image_size is None else image_size,
         schemes=_schemes(paths, mode),
     )
     _require_values(request)
@@ -134,12 +133,6 @@ def traffic(
     _conclude(counted, output, page, layers=layers)
 
 
-def _known(model: str) -> str:
-    if model not in DEPTHS:
-        raise ValueError(f"unknown model {model!r}: choose from {', '.join(DEPTHS)}")
-    return model
-
-
 def _schemes(paths: Sequence[str] | None, mode: Mode) -> tuple[str, ...]:
     return tuple(dict.fromkeys(scheme_of(name, mode) for name in paths)) if paths else all_schemes(mode)
 
@@ -149,10 +142,11 @@ def _require_values(request: Request) -> None:
     for option, value in (("--batch", request.batch_size), ("--image-size", request.image_size)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, not {value}")
-    if request.mode == "train" and request.batch_size == 1 and request.image_size <= REDUCTION:
+    network = network_of(request.model)
+    if request.mode == "train" and network.last_stage(request.batch_size, request.image_size) == 1:
         raise ValueError(
             f"one image of {request.image_size} px leaves one value a channel, on which BatchNorm cannot train: "
-            f"choose a larger --batch, or --image-size above {REDUCTION}"
+            f"choose a larger --batch, or --image-size above {network.reduction}"
         )
 
 

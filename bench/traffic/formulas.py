@@ -38,7 +38,7 @@ class Part:
     consumers: int = 1  # of the part's result: as many gradients arrive and are added up
     ends_in_product: bool = False  # a block whose last convolution is 1x1
     chained: bool = False  # its first convolution can be computed by the kernel that ends the block before
-    pooled: int = 0  # bytes of the stem's result, or of what the head's pooling leaves
+    pooled: int = 0  # bytes of the stem's result behind its pooling, if it pools, or of what the head pools
 
     @property
     def inputs(self) -> int:
@@ -49,8 +49,15 @@ class Part:
         return self.layers if self.projection is None else (*self.layers, self.projection)
 
     @property
+    def pools(self) -> bool:
+        """Whether this is a stem with max-pooling behind it."""
+        return self.kind == "stem" and self.pooled > 0
+
+    @property
     def shortcut(self) -> int:
         """Bytes of what is added at the end of a block: the projection's result, or the block's input."""
+        if self.kind != "block":
+            return 0
         return self.inputs if self.projection is None else self.projection.outputs
 
 
@@ -83,7 +90,7 @@ def inductor_forward(part: Part) -> Found:
         yield f"{layer.name}: statistics", layer.outputs, 0
     for layer in inner:
         yield f"{layer.name}: normalise", 2 * layer.outputs, 0
-    if part.kind == "stem":
+    if part.pools:
         yield f"{last.name}: normalise", 2 * last.outputs, 0
         yield "max-pooling", last.outputs + part.pooled + part.pooled / last.width, 0  # places: a byte an element
     else:
@@ -105,7 +112,7 @@ def inductor_backward(part: Part) -> Found:
         yield from head_backward(part)
         return
     *inner, last = part.layers
-    if part.kind == "stem":
+    if part.pools:
         yield "max-pooling: gradient", (part.consumers + 1 / last.width) * part.pooled + last.outputs, 0
         inner = [last]
     else:
@@ -133,7 +140,7 @@ def fused_forward(part: Part) -> Found:
     for layer in part.convolutions:
         yield convolution(layer)
     last = part.layers[-1]
-    if part.kind == "stem":
+    if part.pools:
         yield "normalise and max-pooling", last.outputs + part.pooled + part.pooled / last.width, 0
     else:
         yield "normalise and add", (2 + BIT / last.width) * last.outputs + part.shortcut, 0
@@ -145,7 +152,7 @@ def fused_backward(part: Part) -> Found:
         yield from head_backward(part)
         return
     *inner, last = part.layers
-    if part.kind == "stem":
+    if part.pools:
         yield "max-pooling: gradient and sums", (part.consumers + 1 / last.width) * part.pooled + 2 * last.outputs, 0
         yield f"{last.name}: normalisation's gradient", 3 * last.outputs, 0
         yield from gradients(last)
@@ -178,7 +185,7 @@ def folded_forward(part: Part) -> Found:
         name, moved, flops = convolution(layer)
         ends = part.kind == "block" and layer is part.layers[-1]
         yield name, moved + (part.shortcut if ends else 0), flops
-    if part.kind == "stem":
+    if part.pools:
         yield "max-pooling", part.layers[-1].outputs + part.pooled, 0
 
 

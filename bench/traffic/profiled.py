@@ -18,22 +18,22 @@ from bench.traffic.types import Request
 from bench.traffic.worker import as_counted, fused, images
 from resnet.folded.network import fold
 from resnet.folded.products import fold_into_products
-from resnet.models.resnet import ResNet
+from resnet.models.table import network_of
 from resnet.paths import PATHS
 from resnet.precision import DTYPES, set_product_precision
 
 SEED = 0
 WARMUP_STEPS = 3  # compilation, cuDNN's search, choices by measuring, and the allocator's first requests
 
-Make = Callable[[ResNet, Request], nn.Module]
+Make = Callable[[nn.Module, Request], nn.Module]
 
 
-def _of_path(name: str, plain: ResNet, _: Request) -> nn.Module:
+def _of_path(name: str, plain: nn.Module, _: Request) -> nn.Module:
     return fused(plain, name)
 
 
 # How the network of a scheme is made of the plain one. cuDNN's fused graphs are missing: PyTorch does not call them.
-NETWORKS: dict[str, Make] = {
+MADE: dict[str, Make] = {
     **{path.name: partial(_of_path, path.name) for path in PATHS if runs_without_data(path)},
     "inductor": lambda plain, _: torch.compile(plain, dynamic=False),  # type: ignore[dict-item,return-value]
     "folded": lambda plain, request: fold(plain, DTYPES[request.precision]),
@@ -53,8 +53,8 @@ def prepare(request: Request, device: str) -> Callable[[], tuple[Tensor, ...]]:
     torch.manual_seed(SEED)
     plain = as_counted(make_model(request.model, SEED).to(device), request)
     batch = images(request, device).normal_()
-    gradient = torch.randn(request.batch_size, plain.fc.out_features, dtype=batch.dtype, device=device)
-    network = NETWORKS[scheme](plain, request)
+    gradient = torch.randn(request.batch_size, network_of(request.model).classes, dtype=batch.dtype, device=device)
+    network = MADE[scheme](plain, request)
     parameters = [of for of in network.parameters() if of.requires_grad]
 
     def step() -> tuple[Tensor, ...]:

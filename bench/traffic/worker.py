@@ -19,8 +19,9 @@ from bench.traffic.types import Request, Traffic
 from kernels.launch.runtime import recorded
 from kernels.products.block_chain import chainable
 from resnet.fused.fuse import fuse
-from resnet.models.build import build_model
-from resnet.models.resnet import Bottleneck, ResNet
+from resnet.models.build import build_network
+from resnet.models.resnet import Bottleneck
+from resnet.models.table import network_of
 from resnet.paths import PATHS_BY_NAME
 from resnet.precision import DTYPES, set_product_precision
 
@@ -41,13 +42,13 @@ def count(request: Request) -> list[Traffic]:
     ]
 
 
-def plain_network(request: Request) -> ResNet:
+def plain_network(request: Request) -> nn.Module:
     """Without data, as it is counted."""
     with torch.device("meta"):
-        return as_counted(build_model(request.model), request)
+        return as_counted(build_network(request.model), request)
 
 
-def as_counted(network: ResNet, request: Request) -> ResNet:
+def as_counted(network: nn.Module, request: Request) -> nn.Module:
     """Changed in place: filters in the precision that autocast would multiply in, BatchNorms in fp32."""
     network = network.to(memory_format=torch.channels_last)
     for module in network.modules():
@@ -57,17 +58,17 @@ def as_counted(network: ResNet, request: Request) -> ResNet:
 
 
 def images(request: Request, device: str = "meta") -> Tensor:
-    """[N, 3, H, W] that nobody has written yet."""
-    size = (request.batch_size, 3, request.image_size, request.image_size)
+    """[N, C, H, W], uninitialised."""
+    size = network_of(request.model).images(request.batch_size, request.image_size)
     return torch.empty(size, dtype=DTYPES[request.precision], device=device, memory_format=torch.channels_last)
 
 
-def fused(network: ResNet, name: str) -> nn.Module:
+def fused(network: nn.Module, name: str) -> nn.Module:
     path = PATHS_BY_NAME[name]
     return fuse(network, rebuild=path.rebuild, gram=path.gram) if path.fuse else network
 
 
-def parts(network: ResNet, request: Request) -> tuple[Part, ...]:
+def parts(network: nn.Module, request: Request) -> tuple[Part, ...]:
     """The plain network part by part, with the sizes of its layers' tensors in a step."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and result
 
@@ -84,7 +85,7 @@ def parts(network: ResNet, request: Request) -> tuple[Part, ...]:
             weights=weight.nbytes,
             flops=2 * made.numel() * math.prod(weight.shape[1:]),
             width=made.itemsize,
-            differentiates_inputs=module is not network.conv1,
+            differentiates_inputs=module is not network.get_submodule("conv1"),
         )
 
     handles = [of.register_forward_hook(remember) for of in network.modules() if not list(of.children())]
@@ -92,8 +93,10 @@ def parts(network: ResNet, request: Request) -> tuple[Part, ...]:
         network(images(request))
     for handle in handles:
         handle.remove()
-    stem = layer("conv1", network.conv1)
-    found = [Part(name="stem", kind="stem", layers=(stem,), pooled=seen[network.maxpool][1].nbytes, consumers=2)]
+    stem = layer("conv1", network.get_submodule("conv1"))
+    pooling = next((module for name, module in network.named_children() if name == "maxpool"), None)
+    pooled = 0 if pooling is None else seen[pooling][1].nbytes
+    found = [Part(name="stem", kind="stem", layers=(stem,), pooled=pooled, consumers=2)]
     before: nn.Module | None = None
     for name, block in blocks(network).items():
         shortcut = cast("nn.Sequential | None", block.downsample)
@@ -110,8 +113,9 @@ def parts(network: ResNet, request: Request) -> tuple[Part, ...]:
         )
         before = block
     found[-1] = replace(found[-1], consumers=1)
-    head = Part(name="head", kind="head", layers=(layer("fc", network.fc),), pooled=seen[network.avgpool][0].nbytes)
-    return (*found, head)
+    linear = layer("fc", network.get_submodule("fc"))
+    pooled = seen[network.get_submodule("avgpool")][0].nbytes
+    return (*found, Part(name="head", kind="head", layers=(linear,), pooled=pooled))
 
 
 def _chains(before: nn.Module | None, block: nn.Module, dtype: torch.dtype) -> bool:

@@ -57,7 +57,22 @@ class FoldedResNet(nn.Module):
         return logits
 
 
-def fold(model: ResNet, dtype: torch.dtype) -> FoldedResNet:
-    """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was."""
-    device = next(model.parameters()).device
-    return FoldedResNet(model, dtype).to(device).eval()
+def fold(model: nn.Module, dtype: torch.dtype) -> FoldedResNet:
+    """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was.
+
+    Raises:
+        ValueError: the model is no reference ResNet.
+    """
+    network = foldable(model)
+    return FoldedResNet(network, dtype).to(next(network.parameters()).device).eval()
+
+
+def foldable(model: nn.Module) -> ResNet:
+    """The model, if it can be folded.
+
+    Raises:
+        ValueError: it is no reference ResNet.
+    """
+    if not isinstance(model, ResNet):
+        raise ValueError(f"{type(model).__name__} cannot be folded: only the reference ResNets can")  # noqa: TRY004
+    return model

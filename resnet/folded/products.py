@@ -24,7 +24,7 @@ from kernels.launch.runtime import INTERPRETED, require_runnable
 from kernels.products.block_chain import chainable
 from resnet.folded.fastest import Fastest, Prepare, Way
 from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d
-from resnet.folded.network import fold
+from resnet.folded.network import fold, foldable
 from resnet.models.resnet import Bottleneck, ResNet
 
 Middle = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # y1 -> x2 and the line that it is still to be put on
@@ -194,14 +194,18 @@ def _stages(model: ResNet) -> tuple[nn.Sequential, ...]:
     return model.layer1, model.layer2, model.layer3, model.layer4
 
 
-def fold_into_products(model: ResNet, dtype: torch.dtype) -> nn.Module:
+def fold_into_products(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A folded copy of `model` for inference in `dtype` inside a CUDA graph, on the same device.
 
-    Of a network of basic blocks, which has no 1x1 convolutions but projections, what `fold` makes.
+    A network of basic blocks, which has no 1x1 convolutions but projections, becomes what `fold` makes of it.
+
+    Raises:
+        ValueError: the model is no reference ResNet.
     """
+    plain = foldable(model)
     network: nn.Module
-    if isinstance(model.layer1[0], Bottleneck):
-        network = ProductResNet(model, dtype).to(model.fc.weight.device).eval()
+    if isinstance(plain.layer1[0], Bottleneck):
+        network = ProductResNet(plain, dtype).to(plain.fc.weight.device).eval()
     else:
         network = fold(model, dtype)
     for module in network.modules():

@@ -1,11 +1,28 @@
-"""Builds the models by their names."""
+"""Builds networks by their names."""
 
+from importlib import import_module
 from typing import get_args
 
 from torch import nn
 
 from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version
-from resnet.models.table import DEPTHS
+from resnet.models.table import REFERENCE, network_of
+
+
+def build_network(name: str) -> nn.Module:
+    """A network of the table, freshly initialised: fp32, on the default device, in training mode.
+
+    It maps images (N, C, H, W) of its row's `input` to logits (N, `classes`).
+
+    Args:
+        name: a row of NETWORKS.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    module, _, function = network_of(name).factory.partition(":")
+    network: nn.Module = getattr(import_module(module), function)(name)
+    return network
 
 
 def build_model(
@@ -19,7 +36,7 @@ def build_model(
     """A freshly initialised reference network: fp32, on the default device, in training mode.
 
     Args:
-        name: a row of DEPTHS, e.g. `resnet50`.
+        name: of a reference ResNet, e.g. `resnet50`.
         num_classes: width of the logits.
         in_channels: channels of the images.
         version: where a bottleneck has its stride: the 3x3 convolution (v1.5) or the first 1x1 (v1). Basic blocks
@@ -29,10 +46,10 @@ def build_model(
     Raises:
         ValueError: an unknown name or version; a number of classes or channels below one.
     """
-    if name not in DEPTHS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(DEPTHS)}")
+    if network_of(name).factory != REFERENCE:
+        raise ValueError(f"{name} is no reference ResNet: build it with build_network")
     if version not in get_args(Version):
-        raise ValueError(f"unknown version {version!r}: choose one of {', '.join(get_args(Version))}")
+        raise ValueError(f"unknown version {version!r}: choose from {', '.join(get_args(Version))}")
     for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
             raise ValueError(f"{argument} must be at least 1, not {value}")

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 
 Version = Literal["v1", "v1.5"]
 
@@ -99,30 +99,30 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Stem, four stages of residual blocks, average pooling, classifier. Made by `build_model`, which checks.
 
-    `name` is the row of DEPTHS and `version` the place of the stride: neither can be read off the weights.
+    `name` is the row of NETWORKS and `version` the place of the stride: neither can be read off the weights.
     """
 
     def __init__(self, name: str, *, num_classes: int, in_channels: int, version: Version) -> None:
         super().__init__()
         self.name = name
         self.version = version
-        layers = DEPTHS[name].layers
-        expansion = BasicBlock.expansion if DEPTHS[name].block == "basic" else Bottleneck.expansion
+        blocks = NETWORKS[name].blocks
+        expansion = BasicBlock.expansion if NETWORKS[name].block == "basic" else Bottleneck.expansion
 
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = self._stage(64, 64, layers[0], stride=1)
-        self.layer2 = self._stage(64 * expansion, 128, layers[1], stride=2)
-        self.layer3 = self._stage(128 * expansion, 256, layers[2], stride=2)
-        self.layer4 = self._stage(256 * expansion, 512, layers[3], stride=2)
+        self.layer1 = self._stage(64, 64, blocks[0], stride=1)
+        self.layer2 = self._stage(64 * expansion, 128, blocks[1], stride=2)
+        self.layer3 = self._stage(128 * expansion, 256, blocks[2], stride=2)
+        self.layer4 = self._stage(256 * expansion, 512, blocks[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512 * expansion, num_classes)
 
     def _stage(self, in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
         """`blocks` residual blocks; the first takes the stride and, where shapes change, projects its shortcut."""
-        basic = DEPTHS[self.name].block == "basic"
+        basic = NETWORKS[self.name].block == "basic"
         block = BasicBlock if basic else partial(Bottleneck, version=self.version)
         out_channels = channels * (BasicBlock.expansion if basic else Bottleneck.expansion)
         downsample = None

@@ -3,58 +3,73 @@
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from zipfile import is_zipfile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from resnet.models.resnet import ResNet
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 
 SOCKET_TIMEOUT_S = 20.0  # of one connect or read: a firewall that drops packets would hang for minutes
 NAMED = 3  # how many offending keys an error names
 
 
-def load_weights(model: ResNet, source: str | os.PathLike[str]) -> None:
+def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
     """Fill every parameter and buffer of `model`, in place, from published weights or from a file.
 
     Args:
         model: of the depth, classes and input channels that the weights were trained with; unchanged on error. Its
             dtype and device stay; values are converted.
-        source: the name of published torchvision weights of this depth (`IMAGENET1K_V1`, `DEFAULT`, ...), downloaded
-            once into torch.hub's cache; else the path of a state_dict written by `torch.save`, loaded with
-            `weights_only=True`, so that nothing in it is executed.
+        source: for a reference ResNet the name of torchvision's published weights of its depth (`IMAGENET1K_V1`,
+            `DEFAULT`, ...), downloaded once into torch.hub's cache; otherwise the path of a state_dict written by
+            `torch.save`, loaded with `weights_only=True`, so that nothing in it is executed.
 
     Raises:
         ValueError: no such name or file, no network, a file that is not a state_dict, or one that does not fit the
             model (keys and shapes are compared strictly).
     """
-    published = get_model_weights(model.name).__members__
-    weights = published.get(source) if isinstance(source, str) else None  # a Path is always a file
-    path = Path(source) if weights is None else _download(model, weights)
+    path = _file(model, source)
     try:
         state = _read(path)
     except OSError as error:
+        published = ", ".join(_published(model))
+        or_a_name = f", or the name of published weights of {_name(model)}: {published}" if published else ""
         raise ValueError(
-            f"cannot read weights from {path} ({error.strerror or error}): give the path of a state_dict file, or the "
-            f"name of published weights of {model.name}: {', '.join(published)}"
+            f"cannot read weights from {path} ({error.strerror or error}): "
+            f"give the path of a state_dict file{or_a_name}"
         ) from None
     counters = {key: value for key, value in model.state_dict().items() if key.endswith(".num_batches_tracked")}
     if state.keys().isdisjoint(counters):
         state = {**counters, **state}  # written before PyTorch 0.4.1 introduced them; nothing here reads them
     if differences := _differences(model.state_dict(), state):
-        raise ValueError(f"the weights in {path} do not fit this {model.name}: {'; '.join(differences)}")
+        raise ValueError(f"the weights in {path} do not fit this {_name(model)}: {'; '.join(differences)}")
     model.load_state_dict(state, strict=True)
+
+
+def _name(model: nn.Module) -> str:
+    return model.name if isinstance(model, ResNet) else type(model).__name__
+
+
+def _published(model: nn.Module) -> Mapping[str, WeightsEnum]:
+    """The weights that torchvision publishes for the model, by their names; none for a network it does not have."""
+    has_some = isinstance(model, ResNet) and NETWORKS[model.name].published
+    return get_model_weights(model.name).__members__ if has_some else {}
+
+
+def _file(model: nn.Module, source: str | os.PathLike[str]) -> Path:
+    weights = _published(model).get(source) if isinstance(source, str) else None  # a Path is always a file
+    return _download(model, weights) if weights is not None and isinstance(model, ResNet) else Path(source)
 
 
 def _download(model: ResNet, weights: WeightsEnum) -> Path:
     """Path of the published file in torch.hub's cache, shared with torchvision, after a download if need be."""
-    if model.version == "v1" and DEPTHS[model.name].block == "bottleneck":
+    if model.version == "v1" and NETWORKS[model.name].block == "bottleneck":
         raise ValueError(
             f"torchvision's {weights.name} of {model.name} was trained with the stride in the 3x3 convolution: "
             "use version v1.5, or pass the path of weights trained as v1"

@@ -1,13 +1,14 @@
 """Networks with an eighth of their channels: for tests that run whole ones, also where bf16 is emulated."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from torch import nn
 
 from resnet.models.resnet import ResNet
-from resnet.models.table import DEPTHS, Depth
+from resnet.models.table import NETWORKS, Network
 
 NARROW18, NARROW17, NARROW10 = "narrow-resnet18", "narrow-resnet17", "narrow-resnet10"
 DIVISOR = 8
@@ -39,8 +40,8 @@ def _init(self: ResNet, name: str, **options: Any) -> None:  # noqa: ANN401 - th
 def narrow_depth() -> Iterator[None]:
     """Makes the networks known by their names, to all that build models by their names."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, NARROW18, DEPTHS["resnet18"])
-        patch.setitem(DEPTHS, NARROW17, Depth(block="bottleneck", layers=(2, 1, 1, 1)))
-        patch.setitem(DEPTHS, NARROW10, Depth(block="basic", layers=(1, 1, 1, 1)))
+        patch.setitem(NETWORKS, NARROW18, replace(NETWORKS["resnet18"], name=NARROW18))
+        patch.setitem(NETWORKS, NARROW17, Network(name=NARROW17, block="bottleneck", blocks=(2, 1, 1, 1)))
+        patch.setitem(NETWORKS, NARROW10, Network(name=NARROW10, block="basic", blocks=(1, 1, 1, 1)))
         patch.setattr(ResNet, "__init__", _init)
         yield

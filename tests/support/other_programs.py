@@ -4,15 +4,15 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
 
-from bench.measure.inputs import make_model
 from bench.types import Case, Settings
 from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
+from tests.support.inputs import reference_model
 
 Edit = Callable[[ResNet], object]
 
-_made_once = lru_cache(make_model)
+_made_once = lru_cache(reference_model)
 
 
 def other_program(

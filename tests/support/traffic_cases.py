@@ -7,7 +7,7 @@ import pytest
 
 from bench.traffic.types import Request
 from bench.types import Mode
-from resnet.models.table import DEPTHS, Depth
+from resnet.models.table import NETWORKS, Network
 
 MODEL = "resnet17"  # two blocks of the first stage, the second with its shortcut as it is, and one of each other
 
@@ -16,7 +16,7 @@ MODEL = "resnet17"  # two blocks of the first stage, the second with its shortcu
 def few_bottlenecks() -> Iterator[None]:
     """Makes the depth known."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, MODEL, Depth(block="bottleneck", layers=(2, 1, 1, 1)))
+        patch.setitem(NETWORKS, MODEL, Network(name=MODEL, block="bottleneck", blocks=(2, 1, 1, 1)))
         yield
 
 

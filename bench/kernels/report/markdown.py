@@ -97,7 +97,8 @@ def _product_rates(where: Survey) -> str:
 def scope(run: KernelRun) -> str:
     """What was asked for."""
     request = run.survey.request
-    models = [f"{listing(request.models)} at {request.image_size} px"] if request.models else []
+    size = "their own size" if request.image_size is None else f"{request.image_size} px"
+    models = [f"{listing(request.models)} at {size}"] if request.models else []
     asked = [f"shapes asked for ({len(request.shapes)})"] if request.shapes else []
     batches = listing(sorted({f"{op.shape[0]:,}" for op in run.survey.ops}))
     where = listing([*models, *asked])

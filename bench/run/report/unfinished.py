@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.render.text import count
 from bench.types import Case, Run
+from resnet.models.table import pixels
 
 _NAMED = 8  # cells that are named; a large sweep has hundreds
 
@@ -42,5 +43,5 @@ def _cell(cases: list[Case]) -> str:
     """Cases that differ by their path alone."""
     first = cases[0]
     batch = "largest batch" if first.kind == "max-batch" else f"batch {first.batch_size}"
-    place = f"{first.model} {first.mode} {first.precision}, {batch}, {first.image_size} px"
+    place = f"{first.model} {first.mode} {first.precision}, {batch}, {pixels(first.model, first.image_size)} px"
     return f"  {place}: {', '.join(case.path for case in cases)}"

@@ -9,7 +9,7 @@ from bench.measure.cost import activation_bytes, cost
 from bench.measure.memory import saved_storages
 from bench.types import Mode, Precision
 from resnet.models.build import build_model
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 
 # Multiply-adds of one image at 224 px, layer by layer (He et al., 2015, table 1; v1.5): pixels of the output, then
 # input channels x output channels x kernel size.
@@ -89,7 +89,7 @@ def test_bytes_of_a_small_network_by_hand(mode: Mode, precision: Precision, monk
 
 
 def test_every_depth_has_a_cost_and_deeper_is_more() -> None:
-    costs = [cost(model, "infer", "bf16", 1, 64) for model in DEPTHS]
+    costs = [cost(model, "infer", "bf16", 1, 64) for model in NETWORKS]
     assert [c.flops for c in costs] == sorted({c.flops for c in costs})
     weights = sum(parameter.numel() for parameter in build_model("resnet18").parameters())
     assert cost("resnet18", "train", "fp32", 1, 64).bytes > 24 * weights

@@ -6,19 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.measure.inputs import make_batch, make_model
+from bench.measure.inputs import make_model
 from bench.parity.errors import relative_error
 from resnet.models.build import build_model
 from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
+from tests.support.inputs import batch, reference_model
 
 MODELS = ("resnet18", "resnet50")
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> ResNet:
-    return make_model(request.param, 0)
+    return reference_model(request.param, 0)
 
 
 def norms(model: ResNet) -> list[nn.BatchNorm2d]:
@@ -61,7 +62,7 @@ def test_the_settings_of_the_norms_are_those_of_the_reference(model: ResNet) -> 
 
 def test_running_statistics_are_near_a_batchs_own_and_differ_from_them(model: ResNet) -> None:
     """Near: what comes out in inference is of a sane size. Different: one cannot stand for the other."""
-    images, _ = make_batch(4, 64, 1, "cpu")
+    images, _ = batch(4, 64, 1)
     with torch.inference_mode():
         inference, training = model.eval()(images), model.train()(images)
     assert inference.isfinite().all()
@@ -70,7 +71,7 @@ def test_running_statistics_are_near_a_batchs_own_and_differ_from_them(model: Re
 
 
 def test_eps_is_felt(model: ResNet) -> None:
-    images, _ = make_batch(2, 64, 1, "cpu")
+    images, _ = batch(2, 64, 1)
     model.eval()
     with torch.inference_mode():
         right = model(images)
@@ -85,7 +86,7 @@ def test_eps_is_felt(model: ResNet) -> None:
 
 def median_gradient_error(model: ResNet) -> float:
     """Of one eager bf16 training step against fp64."""
-    images, labels = make_batch(4, 64, 1, "cpu")
+    images, labels = batch(4, 64, 1)
     gradients = []
     for precision in ("bf16", "fp64"):
         program = Program(PATHS_BY_NAME["eager"], deepcopy(model), mode="train", precision=precision, device="cpu")
@@ -125,15 +126,15 @@ def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
 
 def test_one_seed_makes_one_batch_and_another_another() -> None:
     torch.manual_seed(1)
-    first = make_batch(4, 32, 0, "cpu")
+    first = batch(4, 32, 0)
     torch.manual_seed(2)
-    again, other = make_batch(4, 32, 0, "cpu"), make_batch(4, 32, 1, "cpu")
+    again, other = batch(4, 32, 0), batch(4, 32, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_images_are_standard_normal_and_exact_in_every_precision() -> None:
-    images, labels = make_batch(8, 64, 0, "cpu")
+    images, labels = batch(8, 64, 0)
     assert images.shape == (8, 3, 64, 64)
     assert images.dtype == torch.float32
     assert float(images.mean()) == pytest.approx(0.0, abs=0.02)

@@ -47,7 +47,7 @@ def judge(
 ) -> ParityResult:
     """As a worker does it: a step on the inputs that are timed, then the checks, of so many steps each."""
     settings = replace(SETTINGS, parity_steps=steps)
-    images, labels = make_batch(case.batch_size, case.image_size, SETTINGS.seed, case.device)
+    images, labels = make_batch(case, SETTINGS.seed)
     program.step(program.place(images), labels)
     state = make_model(MODEL, SETTINGS.seed).state_dict()
     found = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.measure.inputs import make_batch, make_model
+from bench.measure.inputs import make_model
 from bench.parity import reference, tolerances, trajectory
 from bench.parity.errors import relative_error, scale_error
 from bench.parity.tolerances import CEILING, FLIPS, TOLERANCES, tolerance
@@ -15,6 +15,7 @@ from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.precision import Precision
 from resnet.program import Program
+from tests.support.inputs import batch, batches, reference_model
 from tests.support.narrow_networks import NARROW18
 
 STEPS = 2
@@ -36,7 +37,7 @@ def case(**changes: object) -> Case:
 
 @pytest.fixture(scope="module")
 def model(narrow_depth: None) -> ResNet:  # noqa: ARG001
-    return make_model(NARROW18, 0)
+    return reference_model(NARROW18, 0)
 
 
 def program_and_state(model: ResNet, mode: Mode, precision: Precision = "fp32") -> tuple[Program, dict[str, Tensor]]:
@@ -47,10 +48,10 @@ def program_and_state(model: ResNet, mode: Mode, precision: Precision = "fp32") 
 
 def run(program: Program, state: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor | None]:
     """The trajectory, kept."""
-    batches = trajectory.batches(2, 32, "cpu", seed=seed, steps=STEPS)
+    inputs = batches(2, 32, seed=seed, steps=STEPS)
     return {
         name: None if tensor is None else tensor.detach().clone()
-        for name, tensor in trajectory.trajectory(program, state, batches)
+        for name, tensor in trajectory.trajectory(program, state, inputs)
     }
 
 
@@ -104,9 +105,9 @@ def test_scale_error_sees_a_factor_and_not_what_is_orthogonal() -> None:
 def test_errors_compare_only_gradients_of_matrices_and_filters_by_scale(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "train", "fp64")
     file = tmp_path / "reference.pt"
-    trajectory.save_reference(exact, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
+    trajectory.save_reference(exact, state, batches(4, 64, seed=1, steps=1), file)
     program, _ = program_and_state(model, "train")
-    found = trajectory.errors(program, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
+    found = trajectory.errors(program, state, batches(4, 64, seed=1, steps=1), file)
     scaled = {name.split(":")[1] for name in found if name.startswith("scale:")}
     assert scaled == {f"{name}@1" for name, tensor in model.named_parameters() if tensor.dim() > 1}
     assert max(found[f"scale:{name}"] for name in scaled) < 1e-3
@@ -115,20 +116,16 @@ def test_errors_compare_only_gradients_of_matrices_and_filters_by_scale(model: R
     lower, _ = program_and_state(model, "train", "bf16")
     assert not [
         name
-        for name in trajectory.errors(lower, state, trajectory.batches(4, 64, "cpu", seed=1, steps=1), file)
+        for name in trajectory.errors(lower, state, batches(4, 64, seed=1, steps=1), file)
         if name.startswith("scale:")
     ]
 
 
 def test_what_a_path_leaves_out_is_an_infinite_error(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "infer", "fp64")
-    trajectory.save_reference(
-        exact, state, trajectory.batches(2, 32, "cpu", seed=1, steps=2), tmp_path / "reference.pt"
-    )
+    trajectory.save_reference(exact, state, batches(2, 32, seed=1, steps=2), tmp_path / "reference.pt")
     program, _ = program_and_state(model, "infer")
-    found = trajectory.errors(
-        program, state, trajectory.batches(2, 32, "cpu", seed=1, steps=1), tmp_path / "reference.pt"
-    )
+    found = trajectory.errors(program, state, batches(2, 32, seed=1, steps=1), tmp_path / "reference.pt")
     assert list(found) == ["output@1", "output@2"]
     assert found["output@1"] < 1e-5
     assert found["output@2"] == inf
@@ -137,12 +134,12 @@ def test_what_a_path_leaves_out_is_an_infinite_error(model: ResNet, tmp_path: Pa
 def test_errors_are_the_same_every_time(model: ResNet, tmp_path: Path) -> None:
     exact, state = program_and_state(model, "train", "fp64")
     file = tmp_path / "reference.pt"
-    trajectory.save_reference(exact, state, trajectory.batches(2, 32, "cpu", seed=1, steps=STEPS), file)
+    trajectory.save_reference(exact, state, batches(2, 32, seed=1, steps=STEPS), file)
     first, second = (
         trajectory.errors(
             program_and_state(model, "train", "bf16")[0],
             state,
-            trajectory.batches(2, 32, "cpu", seed=1, steps=STEPS),
+            batches(2, 32, seed=1, steps=STEPS),
             file,
         )
         for _ in range(2)
@@ -201,12 +198,13 @@ def test_a_tensor_left_out_fails_whatever_eagers_error(precision: str, name: str
 )
 def test_last_stage_values_are_what_its_smallest_relu_puts_out(model_name: str, batch: int, image: int) -> None:
     network = make_model(model_name, 0).eval()
+    here = case(model=model_name, image_size=image)
     sizes: list[int] = []
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
     network(torch.randn(batch, 3, image, image))
-    assert tolerances.last_stage_values(batch, image) == min(sizes)
+    assert tolerances.last_stage_values(here, batch) == min(sizes)
 
 
 # The verdict.
@@ -264,13 +262,13 @@ def test_verdict_counts_all_failures_and_keeps_the_first() -> None:
 
 def test_every_check_has_inputs_of_its_own_and_none_has_the_timed_ones() -> None:
     cell = case()
-    batches = [make_batch(2, 32, 0, "cpu")[0]]  # what is timed
+    seen = [batch(2, 32, 0)[0]]  # what is timed
     for seed in (0, 1):
         for check in range(reference.CHECKS):
-            batches += [images for images, _ in reference.inputs(cell, Settings(seed=seed), 2, check)]
-    batches.append(make_batch(2, 32, 1, "cpu")[0])
-    assert len(batches) == 2 * reference.CHECKS * Settings().parity_steps + 2
-    assert len({images.numpy().tobytes() for images in batches}) == len(batches)
+            seen += [images for images, _ in reference.inputs(cell, Settings(seed=seed), 2, check)]
+    seen.append(batch(2, 32, 1)[0])
+    assert len(seen) == 2 * reference.CHECKS * Settings().parity_steps + 2
+    assert len({images.numpy().tobytes() for images in seen}) == len(seen)
 
 
 def test_the_inputs_of_a_check_are_the_same_every_time() -> None:
@@ -323,7 +321,7 @@ def test_a_trajectory_does_not_depend_on_what_was_run_before(model: ResNet, prec
     program, state = program_and_state(model, "train", precision)
     first = run(program, state)
     run(program, state, seed=2)
-    images, labels = make_batch(2, 32, 3, "cpu")
+    images, labels = batch(2, 32, 3)
     program.step(program.place(images), labels)
     again = run(program, state)
     for name, tensor in first.items():
@@ -338,7 +336,7 @@ def test_load_restores_parameters_buffers_momentum_and_loss_scale(model: ResNet)
     program.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     program._fresh_scaler = program.scaler.state_dict()
     addresses = {name: tensor.data_ptr() for name, tensor in program.model.state_dict().items()}
-    images, labels = make_batch(2, 32, 3, "cpu")
+    images, labels = batch(2, 32, 3)
     program.step(program.place(images), labels)
     program.scaler.update(8.0)
     assert program.optimizer is not None

@@ -280,7 +280,7 @@ BAD = {
     "zero batch": (("--batch-sizes", "8,0"), ("0", "from 1")),
     "negative batch": (("--batch-sizes", "-4"), ("-4", "from 1")),
     "empty item": (("--paths", "eager,,folded"), ("eager,,folded", "commas")),
-    "image size": (("--image-size", "0"), ("0", "from 32")),
+    "image size": (("--image-size", "0"), ("0", "from 1")),
     "no time": (("--budget", "soon"), ("soon", "8m")),
     "unknown device": (("--device", "tpu"), ("tpu", "cuda")),
     "no case left": (("--paths", "-eager"), ("no case", "cpu-quick")),
@@ -289,8 +289,8 @@ BAD = {
     "directory of a run": (("--out", "used"), ("used", "not empty", "--resume")),
     "a file as directory": (("--out", "file"), ("file",)),
     "directory below a file": (("--out", "file/below"), ("file/below", "another directory")),
-    "malformed TOML": (("--preset", "torn.toml"), ("torn.toml", "line 2", "depths")),
-    "wrong type in TOML": (("--preset", "typed.toml"), ("typed.toml", "line 3", "depths")),
+    "malformed TOML": (("--preset", "torn.toml"), ("torn.toml", "line 2", "models")),
+    "wrong type in TOML": (("--preset", "typed.toml"), ("typed.toml", "line 3", "models")),
     "nothing to resume": (("--resume", "used"), ("used", "nothing to resume")),
     "resume elsewhere": (("--resume", "missing"), ("missing",)),
     "corrupt journal": (("--resume", "corrupt"), ("corrupt", "line 1")),
@@ -311,8 +311,8 @@ def test_bad_input_is_one_paragraph(fake: FakeRunner, here: Path, name: str) -> 
     (here / "file").write_text("precious")
     (here / "corrupt").mkdir()
     (here / "corrupt" / "results.jsonl").write_text('{"type": "plan"\n{"type": "result"}\n')
-    (here / "torn.toml").write_text('summary = "x"\ndepths = [\n')
-    (here / "typed.toml").write_text('summary = "x"\n[[sweep]]\ndepths = "all"\nmodes = ["infer"]\n')
+    (here / "torn.toml").write_text('summary = "x"\nmodels = [\n')
+    (here / "typed.toml").write_text('summary = "x"\n[[sweep]]\nmodels = "all"\nmodes = ["infer"]\n')
     before = contents(here)
     arguments, named = BAD[name]
     ended = invoke("run", *(() if "--preset" in arguments or "--resume" in arguments else CPU[1:3]), *arguments)

@@ -12,7 +12,7 @@ from bench.sweep.preset_file import _KEYS
 from bench.sweep.presets import load_preset, preset_names
 from bench.sweep.rules import RULES
 from bench.types import Settings
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 from resnet.paths import PATHS
 
 GOOD = """\
@@ -23,7 +23,7 @@ confidence = 0.1  # wide
 seed = 3
 
 [[sweep]]
-depths = [18]
+models = ["resnet18"]
 modes = ["infer"]
 precisions = ["fp32"]
 batch_sizes = [
@@ -33,13 +33,15 @@ batch_sizes = [
 device = "cpu"
 
 [[sweep]]
-depths = [50]
+models = ["resnet50"]
 modes = ["infer"]
 precisions = ["fp32"]
 batch_sizes = [1]
 paths = ["eager"]
 device = "cuda"
 """
+FIFTY = '["resnet50"]'
+ALL = ", ".join(NETWORKS)
 BLOCK = GOOD[GOOD.rindex("[[sweep]]") :]
 
 
@@ -49,14 +51,14 @@ def preset(*blocks: Block) -> Preset:
 
 def block(
     *,
-    depths: tuple[int, ...] = (18,),
+    models: tuple[str, ...] = ("resnet18",),
     modes: tuple[str, ...] = ("infer",),
     precisions: tuple[str, ...] = ("fp32",),
     batch_sizes: tuple[int, ...] = (1,),
     paths: tuple[str, ...] = ("eager",),
     device: str = "cpu",
 ) -> Block:
-    return Block(depths=depths, modes=modes, precisions=precisions, batch_sizes=batch_sizes, paths=paths, device=device)
+    return Block(models=models, modes=modes, precisions=precisions, batch_sizes=batch_sizes, paths=paths, device=device)
 
 
 def keys(*blocks: Block, overrides: Axes | None = None) -> list[str]:
@@ -70,7 +72,9 @@ def load(tmp_path: Path, text: str) -> Preset:
 
 
 def test_blocks_and_axes_in_the_order_written_with_paths_innermost() -> None:
-    first = block(depths=(50, 18), precisions=("fp32", "bf16"), batch_sizes=(8, 1), paths=("compile", "eager"))
+    first = block(
+        models=("resnet50", "resnet18"), precisions=("fp32", "bf16"), batch_sizes=(8, 1), paths=("compile", "eager")
+    )
     assert keys(first, block(modes=("train",))) == [
         f"resnet{depth}-infer-{precision}-b{batch}-i224-{path}-cpu"
         for depth in (50, 18)
@@ -117,8 +121,13 @@ def test_minus_takes_a_path_out_wherever_it_stands() -> None:
 
 
 def test_overrides_replace_an_axis_of_every_block() -> None:
-    blocks = (block(depths=(18, 34), batch_sizes=(1, 2)), block(precisions=("bf16",), paths=("compile",)))
-    overrides = Axes(depths=(152,), modes=("train",), batch_sizes=(4,), paths=("eager",), image_size=64, device="cuda")
+    blocks = (
+        block(models=("resnet18", "resnet34"), batch_sizes=(1, 2)),
+        block(precisions=("bf16",), paths=("compile",)),
+    )
+    overrides = Axes(
+        models=("resnet152",), modes=("train",), batch_sizes=(4,), paths=("eager",), image_size=64, device="cuda"
+    )
     assert keys(*blocks, overrides=overrides) == [
         "resnet152-train-fp32-b4-i64-eager-cuda",
         "resnet152-train-bf16-b4-i64-eager-cuda",
@@ -133,12 +142,13 @@ def test_overrides_replace_an_axis_of_every_block() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (Axes(depths=(20,)), "depths: 20 is not allowed; allowed: 18, 34, 50, 101, 152"),
+        (Axes(models=("resnet20",)), f"models: 'resnet20' is not allowed; allowed: {ALL}"),
         (Axes(modes=("eval",)), "modes: 'eval' is not allowed; allowed: train, infer"),
         (Axes(precisions=("fp32", "fp8")), "precisions: 'fp8' is not allowed; allowed: fp32, tf32, bf16, fp16"),
         (Axes(batch_sizes=(0, -4)), "batch_sizes: 0, -4 is not allowed; allowed: whole numbers from 1"),
         (Axes(batch_sizes=()), "batch_sizes: an empty list is not allowed; allowed: whole numbers from 1"),
-        (Axes(image_size=31), "image_size: 31 is not allowed; allowed: a whole number from 32"),
+        (Axes(image_size=0), "image_size: 0 is not allowed; allowed: a whole number from 1"),
+        (Axes(image_size=31), "image_size: 31 px is too small: resnet18 needs images from 32 px"),
         (Axes(paths=("fast",)), "paths: 'fast' is not allowed; allowed: all, capable, eager, channels_last, "),
         (Axes(paths=("-all",)), "paths: '-all' is not allowed"),
         (Axes(device="tpu"), "device: 'tpu' is not allowed; allowed: cpu, cuda"),
@@ -168,7 +178,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     mine = load(tmp_path, GOOD)
     assert (mine.name, mine.summary) == ("mine", "a test")
     assert mine.settings == Settings(confidence=0.1, seed=3)
-    assert mine.blocks[1] == block(depths=(50,), device="cuda")
+    assert mine.blocks[1] == block(models=("resnet50",), device="cuda")
     assert mine.blocks[0] == block(batch_sizes=(1, 2), paths=("all",))
     assert load(tmp_path, GOOD.replace("\n", "\r\n")) == mine
 
@@ -185,22 +195,27 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
         ('"a test"', '""', 1, "summary: '' is not allowed; allowed: one line of text"),
         ('"a test"', '"a test"\nauthor = "me"', 2, "author: unknown key; allowed: summary, budget_s, settings, sweep"),
         ("seed = 3", "sead = 3", 5, "settings.sead: unknown key; allowed: confidence, warmup_budget_s, "),
-        ("seed = 3", "depths = 3", 5, "settings.depths: unknown key; allowed: confidence, "),
+        ("seed = 3", "models = 3", 5, "settings.models: unknown key; allowed: confidence, "),
         ("seed = 3", "seed = 0.5", 5, "settings.seed: expected `int`, got `float`; allowed: a whole number from 0"),
         ("seed = 3", "seed = -1", 5, "settings.seed: -1 is not allowed; allowed: a whole number from 0"),
         ("seed = 3", "timeout_s = inf", 5, "settings.timeout_s: inf is not allowed; allowed: a number of seconds"),
         ("seed = 3", "timeout_s = nan", 5, "settings.timeout_s: nan is not allowed"),
         ("0.1", "1", 4, "settings.confidence: 1 is not allowed; allowed: a number between 0 and 1"),
-        ("[50]", "[50]\ndepth = 3", 19, "sweep.depth: unknown key; allowed: depths, modes, precisions, "),
-        ("[50]", '["resnet50"]', 18, "sweep.depths: expected `int`, got `str`; allowed: 18, 34, 50, 101, 152"),
-        ("[50]", "50", 18, "sweep.depths: expected `array`, got `int`; allowed: 18, 34, 50, 101, 152"),
-        ("[50]", "[51]", 18, "sweep.depths: 51 is not allowed; allowed: 18, 34, 50, 101, 152"),
-        ("[50]", "[]", 18, "sweep.depths: an empty list is not allowed; allowed: 18, 34, 50, 101, 152"),
-        ("depths = [50]\n", "", 17, "sweep: object missing required field `depths`"),
+        (FIFTY, f"{FIFTY}\ndepth = 3", 19, "sweep.depth: unknown key; allowed: models, modes, precisions, "),
+        (FIFTY, "[50]", 18, f"sweep.models: expected `str`, got `int`; allowed: {ALL}"),
+        (FIFTY, "50", 18, f"sweep.models: expected `array`, got `int`; allowed: {ALL}"),
+        (FIFTY, '["resnet51"]', 18, f"sweep.models: 'resnet51' is not allowed; allowed: {ALL}"),
+        (FIFTY, "[]", 18, f"sweep.models: an empty list is not allowed; allowed: {ALL}"),
+        (f"models = {FIFTY}\n", "", 17, "sweep: object missing required field `models`"),
         ("    2,\n", "    0,\n", 11, "sweep.batch_sizes: 0 is not allowed; allowed: whole numbers from 1"),
         ('["eager"]', '["fast"]', 22, "sweep.paths: 'fast' is not allowed; allowed: all, capable, eager, "),
         ('"cuda"', '"cuda"\nimage_size = true', 24, "sweep.image_size: expected `int`, got `bool`; allowed: a whole "),
-        ('"cuda"', '"cuda"\nimage_size = 16', 24, "sweep.image_size: 16 is not allowed; allowed: a whole number from"),
+        (
+            '"cuda"',
+            '"cuda"\nimage_size = 16',
+            24,
+            "sweep.image_size: 16 px is too small: resnet50 needs images from 32 px",
+        ),
     ],
 )
 def test_an_error_in_a_preset_names_file_line_and_key(
@@ -290,7 +305,7 @@ def test_h200_begins_with_resnet50_by_every_path() -> None:
 
 def test_full_holds_every_model_and_path() -> None:
     cases = expand(load_preset("full"))
-    assert {case.model for case in cases} == set(DEPTHS)
+    assert {case.model for case in cases} == set(NETWORKS)
     assert {case.path for case in cases} == {path.name for path in PATHS}
     assert {case.precision for case in cases} == {"fp32", "tf32", "bf16", "fp16"}
     assert {1, 512} <= {case.batch_size for case in cases}

@@ -79,7 +79,7 @@ def test_where_nothing_can_be_written_it_is_printed(monkeypatch: pytest.MonkeyPa
 
 def test_an_error_of_ours_is_told_from_one_of_a_library() -> None:
     with pytest.raises(ValueError, match="unknown") as ours:
-        _models((19,))
+        _models(("resnet19",), None)
     assert is_for_people(ours.value)
     with pytest.raises(ValueError, match="Expecting") as theirs:
         json.loads("{")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from bench.measure.inputs import make_batch, make_model
+from bench.measure.inputs import make_model
 from resnet.folded import fastest, layers
 from resnet.folded.fastest import Way, choices
 from resnet.folded.layers import FoldedConv2d
@@ -17,6 +17,7 @@ from resnet.folded.network import FoldedResNet, fold
 from resnet.models.resnet import ResNet
 from tests.support.cpus import needs_avx512_bf16
 from tests.support.exhaustive import exhaustive
+from tests.support.inputs import batch, reference_model
 
 Candidate = Callable[[FoldedConv2d, Tensor], Way]
 
@@ -28,17 +29,17 @@ DEPTHS = ("resnet18", "resnet50")
 @pytest.fixture(scope="module", params=["resnet18", *exhaustive("resnet50")])
 def model(request: pytest.FixtureRequest) -> ResNet:
     """With random BatchNorm parameters and statistics."""
-    return make_model(request.param, 0).eval()
+    return reference_model(request.param, 0).eval()
 
 
 @pytest.fixture(scope="module")
 def shallow() -> ResNet:
-    return make_model("resnet18", 0).eval()
+    return reference_model("resnet18", 0).eval()
 
 
 @pytest.fixture
 def images() -> Tensor:
-    return make_batch(2, 64, 1, "cpu")[0].contiguous(memory_format=torch.channels_last)
+    return batch(2, 64, 1)[0].contiguous(memory_format=torch.channels_last)
 
 
 def wanted(model: ResNet, images: Tensor) -> Tensor:

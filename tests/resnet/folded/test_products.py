@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import resnet.models.build
-from bench.measure.inputs import make_batch, make_model
 from bench.parity import locate
 from kernels.launch import runtime
 from kernels.launch.runtime import INTERPRETED
@@ -20,17 +19,18 @@ from resnet.folded.fastest import Fastest, choices
 from resnet.folded.network import FoldedResNet
 from resnet.folded.products import BlockEnd, ProductResNet, fold_into_products
 from resnet.models.resnet import Bottleneck, ResNet
-from resnet.models.table import DEPTHS, Depth
+from resnet.models.table import NETWORKS, Network
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
 from tests.support.gram_cases import EXACT, dtypes
+from tests.support.inputs import batch, reference_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHAINED_IN = EXACT if INTERPRETED else torch.float16  # whose products tensor cores have: else nothing is chained
 PATH = PATHS_BY_NAME["folded-triton"]
-SMALL = "resnet17"  # not in DEPTHS: chains from a projected block, into its own stage and the next; the rest cannot be
+SMALL = "resnet17"  # no row: chains from a projected block, into its own stage and the next; the rest cannot be
 BASIC = "resnet10"
 CHAINED = ("layer1.0", "layer1.1")
 BLOCKS = (*CHAINED, "layer2.0", "layer3.0", "layer4.0")
@@ -65,8 +65,8 @@ class Narrow(ResNet):
 @pytest.fixture(autouse=True, scope="module")
 def depths() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, SMALL, Depth(block="bottleneck", layers=(2, 1, 1, 1)))
-        patch.setitem(DEPTHS, BASIC, Depth(block="basic", layers=(1, 1, 1, 1)))
+        patch.setitem(NETWORKS, SMALL, Network(name=SMALL, block="bottleneck", blocks=(2, 1, 1, 1)))
+        patch.setitem(NETWORKS, BASIC, Network(name=BASIC, block="basic", blocks=(1, 1, 1, 1)))
         patch.setattr(block_chain, "MOST_CHANNELS", MOST_CHANNELS)
         patch.setattr(fastest, "_TRIALS", 1)
         interpreter = runtime.ARCHITECTURES["interpreter"]
@@ -79,7 +79,7 @@ def made(name: str = SMALL) -> ResNet:
     with pytest.MonkeyPatch.context() as patch:
         if name == SMALL:
             patch.setattr(resnet.models.build, "ResNet", Narrow)
-        return make_model(name, 0).eval().to(DEVICE)
+        return reference_model(name, 0).eval().to(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def model(depths: None) -> ResNet:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return make_batch(2, 33, 1, DEVICE)[0].contiguous(memory_format=torch.channels_last)
+    return batch(2, 33, 1, DEVICE)[0].contiguous(memory_format=torch.channels_last)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_a_captured_network_follows_its_inputs(request: pytest.FixtureRequest, m
     eager = Program(PATHS_BY_NAME["eager"], made(), mode="infer", precision="fp32", device=DEVICE)
     before = copy.deepcopy(program.model.state_dict())
     for seed in (1, 2):
-        images, labels = make_batch(2, 33, seed, DEVICE)
+        images, labels = batch(2, 33, seed, DEVICE)
         found = program.step(program.place(images), labels)
         assert relative(found.logits, eager.step(images, labels).logits.double()) < ERRORS[torch.float32]
     assert program.choices["fc"] == "aten"
@@ -303,7 +303,7 @@ def test_the_output_of_each_block_is_seen_where_a_wrong_layer_is_looked_for() ->
         Program(PATHS_BY_NAME[name], made(), mode="infer", precision="fp32", device=DEVICE)
         for name in ("folded-triton", "eager")
     )
-    images, labels = make_batch(2, 33, 1, DEVICE)
+    images, labels = batch(2, 33, 1, DEVICE)
     found, wanted = (locate._outputs(of, images, labels) for of in (program, eager))
     assert found.keys() == wanted.keys() == {"maxpool", *BLOCKS, "fc"}
     for name, value in wanted.items():

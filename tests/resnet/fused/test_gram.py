@@ -15,7 +15,7 @@ from resnet.fused.blocks import FusedBasicBlock, FusedBottleneck, FusedResNet
 from resnet.fused.fuse import fuse, unfuse
 from resnet.fused.gram import GramBottleneck
 from resnet.models.build import build_model
-from resnet.models.table import DEPTHS, Depth
+from resnet.models.table import NETWORKS, Network
 from resnet.paths import PATHS_BY_NAME
 from resnet.precision import Mode
 from resnet.program import Program
@@ -24,14 +24,14 @@ from tests.support.gram_networks import DEVICE, batch, block, network
 from tests.support.narrow_networks import NARROW17
 from tests.support.shallow_programs import make_batch, relative
 
-SMALL = "resnet17"  # not in DEPTHS: both kinds of blocks, and as few as that takes
+SMALL = "resnet17"  # not in NETWORKS: both kinds of blocks, and as few as that takes
 STEPS = 4
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_depth() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, SMALL, Depth(block="bottleneck", layers=(2, 1, 1, 1)))
+        patch.setitem(NETWORKS, SMALL, Network(name=SMALL, block="bottleneck", blocks=(2, 1, 1, 1)))
         yield
 
 
@@ -53,7 +53,7 @@ def train(model: nn.Module, steps: int = STEPS, autocast: torch.dtype | None = N
     return losses, model
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many blocks become one node
+VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many blocks become one node
     "ours": (lambda: build_model(SMALL, num_classes=10), 5),
     "ours, v1": (lambda: build_model(SMALL, num_classes=10, version="v1"), 5),
     "torchvision resnet50": (lambda: torchvision.models.resnet50(num_classes=10), 16),
@@ -64,9 +64,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many blo
 CHECKED = ("ours", "torchvision resnext50")  # by default
 
 
-@pytest.mark.parametrize("name", [*CHECKED, *exhaustive(*(name for name in NETWORKS if name not in CHECKED))])
+@pytest.mark.parametrize("name", [*CHECKED, *exhaustive(*(name for name in VARIANTS if name not in CHECKED))])
 def test_networks_are_fused_over_the_same_parameters_and_compute_the_same_in_evaluation(name: str) -> None:
-    make, blocks = NETWORKS[name]
+    make, blocks = VARIANTS[name]
     plain = network(make).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -11,7 +11,7 @@ from torchvision import models
 
 from resnet.models.build import build_model
 from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version
-from resnet.models.table import DEPTHS
+from resnet.models.table import NETWORKS
 from tests.support.exhaustive import exhaustive
 
 PARAMETERS = {
@@ -83,7 +83,7 @@ def test_every_tensor_equals_torchvision(name: str, training: bool) -> None:
     assert counts == ({12} if training else {11})
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_state_dict_is_torchvisions_and_loads_both_ways(name: str) -> None:
     with torch.device("meta"):
         ours, theirs = build_model(name), oracle(name)
@@ -163,7 +163,7 @@ def test_v1_changes_nothing_for_basic_blocks() -> None:
 
 @pytest.mark.parametrize("name", ["resnet20", "ResNet50", "", "wide_resnet50_2"])
 def test_unknown_name_lists_the_allowed(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown model '{name}': choose one of {', '.join(DEPTHS)}$"):
+    with pytest.raises(ValueError, match=f"unknown model '{name}': choose from {', '.join(NETWORKS)}$"):
         build_model(name)
 
 
