@@ -10,7 +10,7 @@ from bench.record.journal import Journal, read
 from bench.run.budget import Budget, BudgetSpentError
 from bench.run.phases import Observer
 from bench.run.remote import worker
-from bench.run.sitting import Sitting, now
+from bench.run.sitting import now, sit
 from bench.types import Plan, Run, Session, Status
 
 SCRATCH = "scratch"  # in the run directory, while it runs: fp64 trajectories take gigabytes for a large cell
@@ -55,7 +55,7 @@ def run(
             observer.notice(notice)
         interrupted, by_hand = "", False
         try:
-            interrupted = Sitting(journal, observer, scratch, budget).run(again)
+            interrupted = sit(journal, observer, scratch, budget, again)
         except KeyboardInterrupt:
             interrupted, by_hand = "Ctrl-C", True
         except BudgetSpentError:

@@ -24,6 +24,8 @@ from bench.types import (
     Case,
     Ceilings,
     Cost,
+    Environment,
+    Plan,
     Precision,
     Result,
     Rounds,
@@ -36,31 +38,67 @@ from bench.workers.parent import Terms
 LOGS = "logs"  # in the run directory: what the workers of failed cases printed
 
 
+def sit(journal: Journal, observer: Observer, scratch: Path, budget: Budget, again: frozenset[Status]) -> str:
+    """Run the journal's pending cases, and those to be measured again; returns why some are left, if they are.
+
+    Raises:
+        BudgetSpentError: before the first case.
+        WorkerError: the device could not be surveyed.
+    """
+    plan = journal.plan
+    environment = budget.ask(worker.survey, plan.cases[0].device, plan.settings.weights)
+    journal.append(environment)
+    for notice in journal.left_out(environment):
+        observer.notice(notice)
+    pending = _pending(plan, journal.statuses(environment.hash), again)
+    if not pending:
+        observer.started(plan, 0)
+        return ""
+    earlier = read(journal.directory)
+    for result in earlier.results:
+        budget.learn(result.case, sum(result.phases_s.values()), result.cost)
+    rates = earlier.ceilings or _ceilings(journal, environment, observer, budget)
+    shared = Shared(plan.settings, rates, scratch, budget)
+    return Sitting(journal, observer, environment, rates, shared, budget).run(pending)
+
+
+def _pending(plan: Plan, statuses: Mapping[str, Status], again: frozenset[Status]) -> list[Case]:
+    """The cases never run, those that failed, and those to be measured again, each in the plan's order."""
+    failed = frozenset(Status) - FINE - MARKS
+    groups = ({None}, failed, again)
+    return [case for group in groups for case in plan.cases if statuses.get(case.key) in group]
+
+
+def _ceilings(journal: Journal, environment: Environment, observer: Observer, budget: Budget) -> Ceilings:
+    """The rates of the device: measured once a machine, and noted once a run in its journal."""
+    kept = kept_ceilings.kept(environment)
+    observer.preparing("measuring what this device reaches")
+    rates = budget.ask(worker.ceilings, journal.plan.cases[0].device, kept)
+    if rates != kept:
+        kept_ceilings.keep(environment, rates)
+    journal.append(rates)
+    return rates
+
+
 class Sitting:
     """One sitting over the pending cases of a journal."""
 
-    def __init__(self, journal: Journal, observer: Observer, scratch: Path, budget: Budget) -> None:
-        self.journal, self.observer, self.scratch, self.budget = journal, observer, scratch, budget
+    def __init__(
+        self,
+        journal: Journal,
+        observer: Observer,
+        environment: Environment,
+        ceilings: Ceilings,
+        shared: Shared,
+        budget: Budget,
+    ) -> None:
+        self.journal, self.observer, self.shared, self.budget = journal, observer, shared, budget
+        self.environment, self.ceilings = environment, ceilings
         self.plan = journal.plan
         self.failed: set[str] = set()  # keys of cases that could not be timed in this sitting
 
-    def run(self, again: frozenset[Status]) -> str:
-        """Run what is pending, and what is to be measured again; why some is left, if it is."""
-        device = self.plan.cases[0].device
-        weights = self.plan.settings.weights
-        self.environment = self.budget.ask(worker.survey, device, weights)
-        self.journal.append(self.environment)
-        for notice in self.journal.left_out(self.environment):
-            self.observer.notice(notice)
-        pending = self._pending(self.journal.statuses(self.environment.hash), again)
-        if not pending:
-            self.observer.started(self.plan, 0)
-            return ""
-        known = read(self.journal.directory)
-        for result in known.results:
-            self.budget.learn(result.case, sum(result.phases_s.values()), result.cost)
-        self.ceilings = known.ceilings or self._ceilings()
-        self.shared = Shared(self.plan.settings, self.ceilings, self.scratch, self.budget)
+    def run(self, pending: list[Case]) -> str:
+        """Run the cases in their order; returns why some are left, if they are."""
         inspected = self._inspected(pending)
         self.observer.started(self.plan, len(pending))
         settled = [self._settle(case, number, *inspected[case.key]) for number, case in enumerate(pending, start=1)]
@@ -92,12 +130,6 @@ class Sitting:
             self.failed.add(case.key)
         return True
 
-    def _pending(self, statuses: Mapping[str, Status], again: frozenset[Status]) -> list[Case]:
-        """What was never run, what failed, and what is to be measured again, each in the plan's order."""
-        failed = frozenset(Status) - FINE - MARKS
-        groups = ({None}, failed, again)
-        return [case for group in groups for case in self.plan.cases if statuses.get(case.key) in group]
-
     def _inspected(self, cases: list[Case]) -> dict[str, tuple[Cost, str]]:
         """By key: the least work of each case, and why it is not run here; empty if it is."""
         inspected = self.budget.ask(worker.inspect, tuple(cases))
@@ -109,16 +141,6 @@ class Sitting:
         if self.plan.emulated or case.kind == "parity":
             return ""
         return kept_ceilings.why_emulated(case.precision, self.ceilings, case.device)
-
-    def _ceilings(self) -> Ceilings:
-        """Of this environment: once a machine, and once a run in its journal."""
-        kept = kept_ceilings.kept(self.environment)
-        self.observer.preparing("measuring what this device reaches")
-        rates = self.budget.ask(worker.ceilings, self.plan.cases[0].device, kept)
-        if rates != kept:
-            kept_ceilings.keep(self.environment, rates)
-        self.journal.append(rates)
-        return rates
 
     def _result(self, case: Case) -> Result:
         """The result of a case that can run here, whatever happens to its worker, or to us."""
@@ -220,7 +242,7 @@ def _crashed(case: Case, error: Exception, log: Path) -> Result:
 
 
 def _see(log: Path) -> str:
-    """Where to read on: relative to the run directory, which may be moved."""
+    """The log to read, relative to the run directory, which may be moved."""
     return f"; see {log.relative_to(log.parents[1])}" if log.exists() else ""
 
 
