@@ -10,7 +10,12 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 Shape = tuple[int, int, int, int]
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that x may have
+DTYPES: dict[str, torch.dtype] = {  # that x may have
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Norm(NamedTuple):
@@ -90,7 +95,7 @@ def require_fitting(x: Tensor, norm: Norm, *, training: bool) -> None:
     """
     if x.dim() != 4:  # noqa: PLR2004
         raise ValueError(f"expected 4D input (got {x.dim()}D input)")
-    if x.dtype not in DTYPES:
+    if x.dtype not in DTYPES.values():
         raise NotImplementedError(f"fused BatchNorm is not implemented for {x.dtype}")
     if training and x.numel() == x.shape[1] > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")

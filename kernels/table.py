@@ -8,4 +8,6 @@ KERNELS: tuple[Kernel, ...] = (*act.KERNELS, *pool.KERNELS)
 
 KERNELS_BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
 
-FORMS: dict[str, Kernel | BlockForm] = {**KERNELS_BY_NAME, **{block.name: block for block in BLOCKS}}
+BLOCKS_BY_NAME: dict[str, BlockForm] = {block.name: block for block in BLOCKS}
+
+FORMS: dict[str, Kernel | BlockForm] = {**KERNELS_BY_NAME, **BLOCKS_BY_NAME}

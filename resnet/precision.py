@@ -4,17 +4,13 @@ from typing import Literal
 
 import torch
 
+from kernels import kernel
+
 Mode = Literal["train", "infer"]
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]  # fp64: the reference of parity checks
 
-DTYPES: dict[Precision, torch.dtype] = {  # of the operands of products
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {**kernel.DTYPES, "tf32": torch.float32}  # of the operands of products, by Precision
+AUTOCAST_DTYPE = {precision: DTYPES[precision] for precision in ("bf16", "fp16")}
 
 
 def set_product_precision(precision: Precision) -> None:

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from bench.audit.report import csv_of, summary
 from bench.audit.types import Row
+from bench.kernels.types import DTYPES
+from bench.kernels.types import FORMS as FUSED
 from bench.render.files import require_writable, write_file
 from bench.terminal import tables
 from bench.terminal.exits import Exit
@@ -27,12 +29,7 @@ else:
 
 # Those of kernels.launch.runtime and kernels.audit.audit, which import torch; a test keeps them equal.
 ARCHS = ("sm_80", "sm_90", "sm_100")
-DTYPES = ("fp32", "bf16", "fp16")
-FORMS = (
-    "bn", "bn+relu", "bn+residual+relu", "dual", "stem",
-    "bottleneck", "bottleneck+projection", "bottleneck+downsampling",
-    "running statistics",
-)  # fmt: skip
+FORMS = (*FUSED, "running statistics")
 
 EXITS = {
     Exit.VALID: "every kernel is as it should be",
@@ -69,7 +66,7 @@ class CompilerDied(click.ClickException):
     type=names,
     default=",".join(DTYPES),
     show_default=True,
-    help="Precisions of the activations: fp32, bf16, fp16.",
+    help="Precisions of the activations.",
 )
 @click.option("--forms", type=names, default=",".join(FORMS), show_default=True, help="What is fused.")
 @shape_option(

@@ -6,7 +6,7 @@ it: its forward or its backward call as a whole, or one launch of these alone.
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Literal, get_args
 
 from bench.types import Ceilings, Device, Environment, Rounds, TensorError
 
@@ -18,9 +18,11 @@ Contender = Literal["fused", "eager", "compile", "copy"]
 TileKey = str | tuple[str | int, ...]  # a kind of pass over a tensor; or what a `kernels.products.tiles.Product` says
 
 
-def is_block(form: str) -> bool:
-    """Whether a form is a whole block (of `kernels.bottleneck.forms.BLOCKS`) and not a BatchNorm."""
-    return form.startswith("bottleneck")
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+# The rows of `kernels.table`, which imports torch, by name; a test keeps them equal.
+NORM_FORMS = ("bn", "bn+relu", "bn+residual+relu", "dual", "stem")
+BLOCK_FORMS = ("bottleneck", "bottleneck+projection", "bottleneck+downsampling")
+FORMS = (*NORM_FORMS, *BLOCK_FORMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class Request:
     dtypes: tuple[Dtype, ...] = ("bf16",)
     mode: KernelMode = "train"
     batch_size: int | None = None
-    image_size: int = 224
+    image_size: int | None = None  # each model's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class Op:
 
     @property
     def block(self) -> bool:
-        return is_block(self.form)
+        return self.form in BLOCK_FORMS
 
     @property
     def key(self) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels.bottleneck.forms import BLOCKS, NAMES, BlockForm, BlockOperands
+from kernels.bottleneck.forms import NAMES, BlockOperands
 from kernels.kernel import Shape
-
-FORMS: Mapping[str, BlockForm] = {form.name: form for form in BLOCKS}
+from kernels.table import BLOCKS_BY_NAME
 
 Change = Callable[[Tensor], Tensor]
 Changes = Mapping[str, Change]  # of operands by their names, see `BlockOperands.named`
@@ -31,7 +30,7 @@ class Adversary:
 
     def operands(self, dtype: torch.dtype, device: str = "cpu") -> BlockOperands:
         """Filters are rounded to dtype again, as those of `BlockForm.make` are."""
-        made = FORMS[self.form].make(self.shape, dtype, device)
+        made = BLOCKS_BY_NAME[self.form].make(self.shape, dtype, device)
 
         def changed(name: str, old: Tensor) -> Tensor:
             if name not in self.changes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.kernels.ops import layers
 from bench.kernels.types import Dtype
-from bench.numerics.adversaries import ADVERSARIES, FORMS, Adversary
+from bench.numerics.adversaries import ADVERSARIES, Adversary
 from bench.numerics.block_errors import compare
 from bench.numerics.guards import GUARDS
 from bench.numerics.report import page
@@ -20,6 +20,7 @@ from bench.numerics.types import TOLERANCES, Case, Measured
 from bench.types import Device
 from bench.workers.child import announce
 from kernels.kernel import Shape
+from kernels.table import BLOCKS_BY_NAME
 from resnet.precision import DTYPES
 
 MODEL = "resnet50"
@@ -43,9 +44,9 @@ def write(out: Path, device: Device) -> None:
 def blocks() -> dict[str, tuple[str, Shape]]:
     """Every distinct block of the network: its name, its form, and a shape of x with few pixels."""
     found: dict[str, tuple[str, Shape]] = {}
-    for name, shape in layers(MODEL, BATCH_SIZE, 224):
-        if name in FORMS:
-            form, side = FORMS[name], LINES * FORMS[name].stride
+    for name, shape in layers(MODEL, BATCH_SIZE):
+        if name in BLOCKS_BY_NAME:
+            form, side = BLOCKS_BY_NAME[name], LINES * BLOCKS_BY_NAME[name].stride
             inside, outside = (round(shape[1] * of) for of in (form.inside, form.outside))
             found[f"{name} {shape[1]} -> {inside} -> {outside}"] = (name, (BATCH_SIZE, shape[1], side, side))
     return found
@@ -55,13 +56,13 @@ def measure(device: Device) -> Iterator[Measured]:
     """Every block, then every case, at every precision."""
     for name, (form, shape) in blocks().items():
         for precision in TOLERANCES:
-            operands = FORMS[form].make(shape, DTYPES[precision], device)
+            operands = BLOCKS_BY_NAME[form].make(shape, DTYPES[precision], device)
             for gradient, mean in MEANS.items():
                 yield Measured(
                     name=name,
                     precision=precision,
                     gradient=gradient,
-                    comparison=compare(FORMS[form], operands, mean=mean),
+                    comparison=compare(BLOCKS_BY_NAME[form], operands, mean=mean),
                 )
     for case in ADVERSARIES:
         for precision in TOLERANCES:
@@ -73,7 +74,7 @@ def measure_case(case: Adversary, precision: Dtype, device: Device, *, without: 
     """One case at one precision, as it is or without one of its guards."""
     operands = case.operands(DTYPES[precision], device)
     with GUARDS[without].removed() if without else nullcontext():
-        found = compare(FORMS[case.form], operands, mean=case.mean, size=case.size)
+        found = compare(BLOCKS_BY_NAME[case.form], operands, mean=case.mean, size=case.size)
     return Measured(name=case.name, precision=precision, without=without, comparison=found)
 
 

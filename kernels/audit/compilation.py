@@ -15,10 +15,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import kernel
 from kernels.audit.ptx import accesses
 from kernels.launch.runtime import ARCHITECTURES, Call
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {name: dtype for name, dtype in kernel.DTYPES.items() if name != "fp64"}  # whose products Triton refuses
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.uint8: "u8", torch.int64: "i64"}
 _ALIGNMENT = 16  # what the JIT finds out about pointers (in bytes) and integers

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bench.kernels.report.rows import CONTENDERS, RATIOS, whole
-from bench.kernels.types import Contender, is_block
+from bench.kernels.types import BLOCK_FORMS, Contender
 from bench.render.records import Record, grouped
 from bench.stats import Interval
 
@@ -51,7 +51,7 @@ def totals(rows: list[Record], models: tuple[str, ...]) -> list[Total]:
 
 
 def _work(row: Record) -> str:
-    return BLOCKS if is_block(row["form"]) else NORMS
+    return BLOCKS if row["form"] in BLOCK_FORMS else NORMS
 
 
 def _total(rows: list[Record], model: str, dtype: str, work: str, name: Contender) -> Total:

@@ -19,11 +19,13 @@ from bench.audit import report
 from bench.audit import worker as bench_audit
 from bench.audit.worker import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, examine
 from bench.cli import main
+from bench.kernels import types
 from bench.workers.errors import WorkerCrashedError
 from bench.workers.parent import Terms, call
 from kernels.audit.audit import FORMS, Subject, Use, Work, subjects
 from kernels.audit.compilation import DTYPES, Compilation, Figures, occupancy, of_call
 from kernels.launch.runtime import ARCHITECTURES, Call
+from kernels.table import BLOCKS_BY_NAME
 from tests.support import planted_kernels
 from tests.support.processes import PATIENCE_S
 from tests.support.repository import ROOT
@@ -39,7 +41,8 @@ STEM = (256, 64, 112, 112)
 
 def test_the_command_offers_what_there_is() -> None:
     assert audit_command.FORMS == FORMS
-    assert tuple(DTYPES) == audit_command.DTYPES
+    assert tuple(types.BLOCK_FORMS) == tuple(BLOCKS_BY_NAME)
+    assert set(types.DTYPES) == set(DTYPES)
     assert (*audit_command.ARCHS, "interpreter") == tuple(ARCHITECTURES)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.cli import main
 from bench.kernels.types import Dtype
 from bench.numerics import block_errors, worker
-from bench.numerics.adversaries import ADVERSARIES, FORMS, Adversary
+from bench.numerics.adversaries import ADVERSARIES, Adversary
 from bench.numerics.block_errors import Watched, compare, error
 from bench.numerics.guards import GUARDS
 from bench.numerics.report import page
@@ -26,6 +26,7 @@ from bench.workers.parent import Terms
 from kernels.bottleneck.forms import BlockOperands
 from kernels.gram import covariance
 from kernels.products.plans import multiplies
+from kernels.table import BLOCKS_BY_NAME
 from resnet.precision import DTYPES
 from tests.support.exhaustive import exhaustive
 from tests.support.repository import ROOT
@@ -128,7 +129,7 @@ def test_over_a_block_the_scheme_is_no_worse_than_eager(
     form: str, shape: tuple[int, int, int, int], precision: Dtype
 ) -> None:
     """On the whole, and on no tensor by more than chance (some have 32 values), of a gradient of mean zero."""
-    found = compare(FORMS[form], FORMS[form].make(shape, DTYPES[precision], DEVICE), mean=0.0)
+    found = compare(BLOCKS_BY_NAME[form], BLOCKS_BY_NAME[form].make(shape, DTYPES[precision], DEVICE), mean=0.0)
     assert found.ratio <= 1.0
     assert {of.tensor: of.ratio for of in found.tensors if of.ratio > 1.5} == {}
 
@@ -165,7 +166,8 @@ def test_errors() -> None:
 
 def test_a_wrong_block_is_as_wrong_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tensor against the right one: a factor shows as itself, whatever the sides of the ReLUs."""
-    form, operands = FORMS["bottleneck"], FORMS["bottleneck"].make((2, 64, 8, 8), torch.float32, DEVICE)
+    form = BLOCKS_BY_NAME["bottleneck"]
+    operands = form.make((2, 64, 8, 8), torch.float32, DEVICE)
     right = block_errors.scheme
 
     def wrong(operands: BlockOperands, dout: Tensor) -> block_errors.Run:
@@ -179,7 +181,7 @@ def test_a_wrong_block_is_as_wrong_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sides_are_counted() -> None:
-    form = FORMS["bottleneck"]
+    form = BLOCKS_BY_NAME["bottleneck"]
     found = compare(form, form.make((2, 64, 8, 8), torch.bfloat16, DEVICE))
     assert 0 < found.sides < 0.01
     assert 0 < found.eager_sides < 0.01
@@ -187,7 +189,7 @@ def test_sides_are_counted() -> None:
 
 @pytest.mark.skipif(not multiplies(torch.float64), reason="kernels multiply no fp64 here")
 def test_nothing_but_rounding_is_counted() -> None:
-    form = FORMS["bottleneck"]
+    form = BLOCKS_BY_NAME["bottleneck"]
     exact = compare(form, form.make((2, 64, 8, 8), torch.float64, DEVICE))
     assert exact.sides == exact.eager_sides == 0
     assert all(of.error < 1e-9 for of in exact.tensors)
@@ -198,7 +200,7 @@ def test_nothing_but_rounding_is_counted() -> None:
 
 def made_up() -> Iterator[Measured]:
     """Everything that is measured, with errors of nobody."""
-    named = FORMS["bottleneck+projection"].make((1, 8, 2, 2), torch.float32, "meta").named()
+    named = BLOCKS_BY_NAME["bottleneck+projection"].make((1, 8, 2, 2), torch.float32, "meta").named()
     names = ("out", "mean of bn3", "var of bn3", *(f"d {name}" for name in named))
     tensors = tuple(Compared(tensor=name, error=1e-3, eager_error=2e-3) for name in names)
     comparison = Comparison(tensors=tensors, sides=0.0, eager_sides=0.0)
@@ -278,7 +280,7 @@ def test_a_small_run_writes_the_page_and_the_numbers(tmp_path: Path, monkeypatch
     assert {row["without"] for row in rows} == {"", "digits of the centre"}
     assert {row["tensor"] for row in rows} >= {"out", "d x", "var of bn3", "d weight of the projection"}
     operands = case.operands(torch.bfloat16, DEVICE)
-    of = {of.tensor: of for of in compare(FORMS["bottleneck+projection"], operands).tensors}["d x"]
+    of = {of.tensor: of for of in compare(BLOCKS_BY_NAME["bottleneck+projection"], operands).tensors}["d x"]
     wanted = {"precision": "bf16", "gradient": "", "without": "", "tensor": "d x"}
     (row,) = (row for row in rows if wanted.items() <= row.items())
     assert float(row["error"]) == pytest.approx(of.error, rel=1e-3)
