@@ -1,8 +1,8 @@
 """Kernels: one family, one file. Triton for GPUs; C++ for CPUs, where a file .py beside it makes the call.
 
-In your own code: `from kernels import Norm, bn_act, bn_act_conv, bn_pool`.
+In your own code: `from kernels import Norm, bn_act, bn_act_conv, bn_pool`, before or after torchvision and Triton.
 
-Triton decides at its first import of a process whether it interprets kernels, so this comes before any of ours.
+Triton decides where a kernel is decorated whether it interprets it, so this comes before any of ours.
 """
 
 import os

@@ -3,13 +3,17 @@
 Between fp32 and bf16 it truncates where every GPU rounds to nearest even, and takes some thirty passes over the data.
 Its products of bf16 matrices multiply the 16 bits as integers.
 Triton 3.6 asks numpy for the integer in an array of one element, which numpy refuses since 2.4: no loop would run.
+Triton's own functions, `tl.sum` for instance, are interpreted only where TRITON_INTERPRET was set before Triton was
+imported, and torchvision, `torch._inductor` and the optimizers of torch import it.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
 _ROUNDING_BITS = 16  # that fp32 has and bf16 has not
 _QUIET_NAN = np.uint16(0x7FC0)
@@ -20,10 +24,24 @@ _dot_others = interpreter.InterpreterBuilder.create_dot
 
 
 def mend() -> None:
-    """Replace conversions between fp32 and bf16, and to bounds of a loop, and products of bf16; the others stay."""
+    """Replace conversions between fp32 and bf16, and to bounds of a loop, and products of bf16; the others stay.
+
+    And interpret the functions that a kernel calls, however early they were decorated.
+    """
     interpreter._convert_float = _convert
     interpreter._patch_lang_tensor = _patch_lang_tensor
     interpreter.InterpreterBuilder.create_dot = _dot
+    JITFunction.__call__ = _call
+
+
+def _call(function: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+    """In place of the method that says that a function to be compiled cannot be called."""
+    return _interpreted(function.fn)(*arguments, **options)
+
+
+@cache
+def _interpreted(function: Any) -> Any:  # noqa: ANN401
+    return interpreter.InterpretedFunction(function)
 
 
 def _dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:  # noqa: ANN401

@@ -1,4 +1,8 @@
-"""Conversions of Triton's interpreter, as `kernels.launch.interpreter` mends them, bit for bit those of torch."""
+"""Triton's interpreter, as `kernels.launch.interpreter` mends it: conversions are bit for bit those of torch."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from torch import Tensor
 
 from kernels.launch.runtime import INTERPRETED
 from tests.support.gram_cases import dtypes
+from tests.support.processes import PATIENCE_S
+from tests.support.repository import ROOT
 
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED, reason="a device converts by itself"),
@@ -109,3 +115,30 @@ def test_products_of_matrices_are_added_in_the_precision_of_the_sum(dtype: torch
     out = torch.ones(32, 32, dtype=sums)
     multiply[(1,)](out, a, b, SIDE=32)
     torch.testing.assert_close(out.double(), 1 + a.double() @ b.double(), rtol=0, atol=128 * torch.finfo(sums).eps)
+
+
+AFTER_TRITON = """
+import sys
+assert "triton" in sys.modules and "kernels" not in sys.modules
+import torch
+from kernels.table import KERNELS
+for kernel in KERNELS:
+    operands = kernel.make((2, 8, 6, 6), torch.float64, "cpu")
+    torch.testing.assert_close(kernel.run(operands, True), kernel.oracle(operands, True))
+"""
+
+
+@pytest.mark.parametrize("first", ["torchvision", "triton", "torch._inductor"])
+def test_kernels_are_interpreted_whatever_has_imported_triton_before(first: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = f"import {first}{AFTER_TRITON}"
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
