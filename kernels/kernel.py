@@ -19,7 +19,26 @@ DTYPES: dict[str, torch.dtype] = {  # that x may have
 
 
 class Norm(NamedTuple):
-    """One BatchNorm: parameters [C] and running statistics [C], each None where it has none."""
+    """One BatchNorm as kernels take it: its parameters and running statistics, each None where it has none.
+
+    Its tensors are [C], in any floating dtype and on the device of x; kernels compute with them in fp32, or in fp64
+    where x is fp64.
+
+    Attributes:
+        weight: [C], gamma of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1; None for ones.
+        bias: [C], beta; None for zeros.
+        running_mean: [C]. Evaluation needs it, training does not look at it.
+        running_var: [C]. Evaluation needs it, training does not look at it.
+        eps: what is added to the variance, above 0 (in evaluation 0 is allowed).
+
+    Examples:
+        >>> import torch
+        >>> from kernels import Norm
+        >>> bn = torch.nn.BatchNorm2d(64)
+        >>> norm = Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+        >>> norm.weight is bn.weight
+        True
+    """
 
     weight: Tensor | None
     bias: Tensor | None

@@ -1,16 +1,27 @@
-"""The reference ResNet and the ways to run it: `from resnet import build_model, fuse, unfuse`."""
+"""The reference ResNet and the ways to run it.
+
+In your own code: `from resnet import FusedBatchNormAct2d, build_model, fuse, load_weights, unfuse`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnet.fused.batch_norm import FusedBatchNormAct2d
     from resnet.fused.fuse import fuse, unfuse
     from resnet.models.build import build_model
+    from resnet.models.weights import load_weights
 
-__all__ = ["build_model", "fuse", "unfuse"]
+__all__ = ["FusedBatchNormAct2d", "build_model", "fuse", "load_weights", "unfuse"]
 
 # Loaded when asked for: the tables of paths and models are read without torch.
-_HOMES = {"build_model": "resnet.models.build", "fuse": "resnet.fused.fuse", "unfuse": "resnet.fused.fuse"}
+_HOMES = {
+    "FusedBatchNormAct2d": "resnet.fused.batch_norm",
+    "build_model": "resnet.models.build",
+    "fuse": "resnet.fused.fuse",
+    "load_weights": "resnet.models.weights",
+    "unfuse": "resnet.fused.fuse",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has that name

@@ -270,21 +270,38 @@ def bn_act(
 ) -> tuple[Tensor, Tensor]:
     """act(bn(x)), act(bn(x) + z) or act(bn(x) + bn_z(z)), differentiable once.
 
+    The maths is that of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, and the gradients of their
+    section 3. Everything is computed in fp32 (fp64 where x is fp64) and rounded once, when y is written.
+
     Args:
         x: [N, C, H, W], fp16, bf16, fp32 or fp64.
-        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here.
-        z: like x; another dtype is converted to x's.
-        z_norm: the BatchNorm of z, if it has one.
+        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+            `resnet.FusedBatchNormAct2d` does that as well.
+        z: [N, C, H, W], or a shape that broadcasts to it; another dtype is converted to x's.
+        z_norm: the BatchNorm of z, if it has one. Without z it is not looked at.
         training: normalise by the statistics of the batch, else by the running ones.
         relu: apply a ReLU at the end.
 
     Returns:
-        y like x, and statistics [2, C], or [4, C] with z_norm: mean and biased variance that x, then z, was normalised
-        by (undefined where x is empty).
+        y: like x.
+        statistics: [2, C], or [4, C] with z_norm, in fp32 (fp64 where x is fp64), without a gradient: mean and biased
+            variance that x, then z, was normalised by; undefined where x is empty.
 
     Raises:
-        ValueError: training on one value a channel.
-        RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+        ValueError: x is not 4D, has one value a channel in training, or an `eps` may divide by zero.
+        NotImplementedError: x has another dtype.
+        RuntimeError: tensors that do not fit each other; evaluation without running statistics; kernels that cannot
+            run here; or a second derivative is asked for.
+
+    Examples:
+        >>> import torch
+        >>> from kernels import Norm, bn_act
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU interpreted, and slow
+        >>> x = torch.randn(2, 8, 4, 4, device=device)
+        >>> norm = Norm(torch.ones(8, device=device), torch.zeros(8, device=device), None, None, 1e-5)
+        >>> y, statistics = bn_act(x, norm, z=x, training=True)  # relu(bn(x) + x)
+        >>> y.shape, statistics.shape
+        (torch.Size([2, 8, 4, 4]), torch.Size([2, 8]))
     """
     require_fitting(x, norm, training=training)
     if z is not None:

@@ -84,23 +84,50 @@ differentiable_once(_bn_act_conv_backward)
 
 
 def bn_act_conv(x: Tensor, norm: Norm, conv: nn.Conv2d, filters: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-    """conv(relu(bn(x))) without bias, differentiable once.
+    """conv(relu(bn(x))) without bias, differentiable once, which keeps x alone for the backward pass.
+
+    What the convolution takes is made again from x in backward: Chen et al., "Training Deep Nets with Sublinear Memory
+    Cost" (2016). The BatchNorm is that of `bn_act`, and the convolution is PyTorch's.
 
     Args:
-        x: [N, C, H, W], not empty.
-        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here.
-        conv: gives stride, padding (by numbers), dilation and groups.
+        x: [N, C, H, W], fp16, bf16, fp32 or fp64, not empty.
+        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+            `resnet.FusedBatchNormAct2d.into` does that as well.
+        conv: gives stride, padding, dilation and groups; without bias, padded by a number of zeros.
         filters: its weight [C_out, C / groups, KH, KW] in the dtype of x.
         training: normalise by the statistics of the batch, else by the running ones.
 
     Returns:
-        out [N, C_out, H_out, W_out], and statistics [2, C]: the mean and biased variance that x was normalised by.
+        out: [N, C_out, H_out, W_out], in the dtype of x.
+        statistics: [2, C], in fp32 (fp64 where x is fp64), without a gradient: mean and biased variance that x was
+            normalised by.
 
     Raises:
-        ValueError: training on one value a channel.
-        RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+        ValueError: x is not 4D, is empty, or has one value a channel in training; `eps` may divide by zero; or a
+            convolution with a bias or another padding.
+        NotImplementedError: x has another dtype.
+        RuntimeError: tensors that do not fit each other; evaluation without running statistics; kernels that cannot
+            run here; or a second derivative is asked for.
+
+    Examples:
+        >>> import torch
+        >>> from kernels import Norm, bn_act_conv
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU interpreted, and slow
+        >>> x = torch.randn(2, 8, 4, 4, device=device)
+        >>> norm = Norm(torch.ones(8, device=device), torch.zeros(8, device=device), None, None, 1e-5)
+        >>> conv = torch.nn.Conv2d(8, 16, kernel_size=3, padding=1, bias=False, device=device)
+        >>> out, statistics = bn_act_conv(x, norm, conv, conv.weight, training=True)
+        >>> out.shape, statistics.shape
+        (torch.Size([2, 16, 4, 4]), torch.Size([2, 8]))
     """
     require_fitting(x, norm, training=training)
+    if x.numel() == 0:
+        raise ValueError(f"bn_act_conv takes no empty input ({list(x.shape)}): call conv(bn_act(...)[0])")
+    if conv.bias is not None or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(
+            f"bn_act_conv takes convolutions without bias, padded by a number of zeros, not {conv}: "
+            "call conv(bn_act(...)[0])"
+        )
     geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
     out: Tensor
     out, statistics = _bn_act_conv(x, *norm, filters, *geometry, training)

@@ -149,18 +149,35 @@ differentiable_once(_bn_pool_backward)
 def bn_pool(x: Tensor, norm: Norm, *, training: bool) -> tuple[Tensor, Tensor]:
     """max_pool2d(relu(bn(x)), 3, stride=2, padding=1), differentiable once.
 
+    It is the stem of He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, with the BatchNorm of
+    `bn_act`. Of equal values in a window the first has the gradient.
+
     Args:
         x: [N, C, H, W], fp16, bf16, fp32 or fp64.
-        norm: the BatchNorm. In training the running statistics are not looked at, and nothing updates them here.
+        norm: the BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+            `resnet.FusedBatchNormAct2d.pool` does that as well.
         training: normalise by the statistics of the batch, else by the running ones.
 
     Returns:
-        y [N, C, ceil(H / 2), ceil(W / 2)], and statistics [2, C]: the mean and biased variance that x was normalised by
-        (undefined where x is empty).
+        y: [N, C, ceil(H / 2), ceil(W / 2)], in the dtype of x.
+        statistics: [2, C], in fp32 (fp64 where x is fp64), without a gradient: mean and biased variance that x was
+            normalised by; undefined where x is empty.
 
     Raises:
-        ValueError: training on one value a channel.
-        RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+        ValueError: x is not 4D, has one value a channel in training, or `eps` may divide by zero.
+        NotImplementedError: x has another dtype.
+        RuntimeError: tensors that do not fit each other; evaluation without running statistics; kernels that cannot
+            run here; or a second derivative is asked for.
+
+    Examples:
+        >>> import torch
+        >>> from kernels import Norm, bn_pool
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU interpreted, and slow
+        >>> x = torch.randn(2, 8, 7, 7, device=device)
+        >>> norm = Norm(torch.ones(8, device=device), torch.zeros(8, device=device), None, None, 1e-5)
+        >>> y, statistics = bn_pool(x, norm, training=True)
+        >>> y.shape, statistics.shape
+        (torch.Size([2, 8, 4, 4]), torch.Size([2, 8]))
     """
     require_fitting(x, norm, training=training)
     if x.numel() == 0:

@@ -1,6 +1,6 @@
 """`nn.BatchNorm2d` with what follows it in a residual network, in one operation of `kernels`."""
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,30 @@ Activation = Literal["relu", "none"]
 class FusedBatchNormAct2d(nn.BatchNorm2d):
     """BatchNorm, then an optional second operand added, then an activation; the state_dict of `nn.BatchNorm2d`.
 
-    Arguments, buffers, modes and errors are those of `nn.BatchNorm2d`, and it can be differentiated once.
+    Parameters, buffers, modes and errors are those of `nn.BatchNorm2d`, and it can be differentiated once. The maths is
+    that of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, computed as `kernels.bn_act` does.
+
+    Args:
+        num_features: C, the channels of x.
+        eps: what is added to the variance.
+        momentum: the weight of a batch in the running statistics; None for the average over all batches.
+        affine: have a weight and a bias, both [C].
+        track_running_stats: have running statistics; without them evaluation normalises by the batch as well.
+        activation: `"relu"` or `"none"`.
+
+    Raises:
+        ValueError: another activation.
+
+    Examples:
+        >>> import torch
+        >>> from resnet import FusedBatchNormAct2d
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU interpreted, and slow
+        >>> bn = FusedBatchNormAct2d(8).to(device)
+        >>> x = torch.randn(2, 8, 7, 7, device=device)
+        >>> bn(x, x).shape  # relu(bn(x) + x)
+        torch.Size([2, 8, 7, 7])
+        >>> bn.pool(x).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     activation: Activation = "relu"
@@ -34,6 +57,8 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         activation: Activation = "relu",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        if activation not in get_args(Activation):
+            raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(get_args(Activation))}")
         self.activation = activation
 
     def forward(self, x: Tensor, z: Tensor | None = None, z_norm: "FusedBatchNormAct2d | None" = None) -> Tensor:
@@ -41,11 +66,13 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
 
         Args:
             x: [N, C, H, W], fp16, bf16, fp32 or fp64.
-            z: like x, the shortcut of a residual block.
+            z: like x, the shortcut of a residual block; another dtype is converted to x's.
             z_norm: the BatchNorm of a projected shortcut; its own activation is not looked at.
 
         Raises:
-            ValueError: as `nn.BatchNorm2d` does, e.g. for one value a channel in training.
+            ValueError: as `nn.BatchNorm2d` does, e.g. for one value a channel in training; or running statistics that
+                have gaps between their values.
+            NotImplementedError: x has another dtype.
             RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
         """
         batch = self.normalises_by_batch()
@@ -59,7 +86,16 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         return y
 
     def pool(self, x: Tensor) -> Tensor:
-        """max_pool2d(relu(bn(x)), 3, stride=2, padding=1): [N, C, H, W] -> [N, C, ceil(H / 2), ceil(W / 2)]."""
+        """max_pool2d(relu(bn(x)), 3, stride=2, padding=1), whichever the activation: the stem of a ResNet.
+
+        Args:
+            x: [N, C, H, W], fp16, bf16, fp32 or fp64, to [N, C, ceil(H / 2), ceil(W / 2)] in the same dtype.
+
+        Raises:
+            ValueError: as `forward` does.
+            NotImplementedError: x has another dtype.
+            RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
+        """
         y, statistics = bn_pool(x, self.norm(), training=self.normalises_by_batch())
         self.track(values(x), statistics)
         return y
@@ -67,9 +103,19 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
     def into(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """conv(act(bn(x))).
 
-        With `rebuild`, what the convolution takes is not kept for the backward pass but made again there from x: two
-        more touches of it for one tensor less in memory. It is kept all the same where the convolution is not a plain
-        one (bias, other padding than by zeros, hooks), or casts its input.
+        With `rebuild`, an attribute that `fuse(model, rebuild=True)` sets, what the convolution takes is not kept for
+        the backward pass but made again there from x: two more touches of it for one tensor less in memory. It is kept
+        all the same where the convolution is not a plain one (bias, other padding than by a number of zeros, hooks), or
+        casts its input.
+
+        Args:
+            conv: of C input channels, [C_out, C / groups, KH, KW].
+            x: [N, C, H, W], fp16, bf16, fp32 or fp64, to [N, C_out, H_out, W_out].
+
+        Raises:
+            ValueError: as `forward` does.
+            NotImplementedError: x has another dtype.
+            RuntimeError: tensors that do not fit each other, or kernels that cannot run here.
         """
         rebuilt = self.rebuild and torch.is_grad_enabled() and self.activation == "relu" and x.numel() > 0
         if not (rebuilt and is_plain(conv)):
@@ -94,11 +140,11 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         return y
 
     def norm(self) -> Norm:
-        """As kernels take it."""
+        """As kernels take it: its own tensors, not copies."""
         return Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
     def normalises_by_batch(self) -> bool:
-        """Whether by the statistics of the batch, else by the running ones."""
+        """Whether it normalises by the statistics of the batch, else by the running ones."""
         return self.training or self.running_mean is None
 
     def track(self, count: int, statistics: Tensor) -> None:
@@ -107,6 +153,10 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         Args:
             count: N * H * W.
             statistics: [2, C], mean and biased variance; not looked at for an empty batch.
+
+        Raises:
+            ValueError: running statistics that have gaps between their values.
+            RuntimeError: kernels cannot run here.
         """
         if not (self.training and self.track_running_stats):
             return

@@ -27,14 +27,36 @@ _PLAIN_TYPE = "_plain_type"  # attribute of a fused module
 def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.Module:
     """The same network with fused blocks: a new tree of modules over the same parameters and buffers.
 
-    A module with anything that fusing would pass over (another normalisation, hooks on a ReLU, another pooling) stays
-    plain, and a warning names it and the reason.
+    The fused network takes and gives what the plain one does, in training and evaluation; its BatchNorms are those of
+    `FusedBatchNormAct2d`, with its errors, and it can be differentiated once. A module with anything that fusing would
+    pass over (another normalisation, hooks on a ReLU, another pooling) stays plain.
 
     Args:
-        model: a ResNet of ours or of torchvision, or any module that holds their blocks. It is left as it is.
+        model: a ResNet of `build_model` or of torchvision (ResNeXt and Wide ResNet too), or any module that holds their
+            blocks. It is left as it is.
         rebuild: keep no outputs inside blocks for the backward pass, see `FusedBatchNormAct2d.into`.
-        gram: make each bottleneck one node that never writes its widest tensors, see `kernels.bottleneck.forward`.
-            Those that cannot be are fused layer by layer, and named in the warning.
+        gram: make each bottleneck one node that never writes its widest tensors: statistics of its 1x1 convolutions
+            come from Gram matrices of their inputs, as the head of `kernels/bottleneck/forward.py` derives. Bottlenecks
+            that cannot be one node are fused layer by layer.
+
+    Returns:
+        The fused network. Optimizer steps on either of the two are seen by both.
+
+    Raises:
+        RuntimeError: the model holds a tensor that cannot be copied, one that autograd has computed.
+
+    Warns:
+        UserWarning: a module stays plain, or a bottleneck is fused layer by layer, each with its reason; or nothing in
+            the model can be fused.
+
+    Examples:
+        >>> from resnet import build_model, fuse
+        >>> model = build_model("resnet50")
+        >>> fused = fuse(model, gram=True)
+        >>> fused.fc.weight is model.fc.weight
+        True
+        >>> fused.state_dict().keys() == model.state_dict().keys()
+        True
     """
     twin = _twin(model)
     left, layer_by_layer = [], []
@@ -63,7 +85,25 @@ def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.M
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """The plain network again, over the same parameters and buffers."""
+    """The plain network again: a new tree of modules over the same parameters and buffers.
+
+    Args:
+        model: what `fuse` returned, or any module that holds such modules. It is left as it is, and plain modules stay
+            as they are.
+
+    Returns:
+        The plain network, of the classes that `fuse` was given.
+
+    Raises:
+        RuntimeError: the model holds a tensor that cannot be copied, one that autograd has computed.
+
+    Examples:
+        >>> from resnet import build_model, fuse, unfuse
+        >>> model = build_model("resnet18")
+        >>> plain = unfuse(fuse(model))
+        >>> type(plain) is type(model), plain.fc.weight is model.fc.weight
+        (True, True)
+    """
     twin = _twin(model)
     for module in twin.modules():
         plain = module.__dict__.pop(_PLAIN_TYPE, None)

@@ -35,16 +35,30 @@ def build_model(
 ) -> ResNet:
     """A freshly initialised reference network: fp32, on the default device, in training mode.
 
+    The network is that of He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, in plain PyTorch,
+    initialised as in He et al., "Delving Deep into Rectifiers" (2015), equation 14. Names of modules are torchvision's,
+    so that its state_dicts fit.
+
     Args:
-        name: of a reference ResNet, e.g. `resnet50`.
+        name: `resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet152`.
         num_classes: width of the logits.
         in_channels: channels of the images.
         version: where a bottleneck has its stride: the 3x3 convolution (v1.5) or the first 1x1 (v1). Basic blocks
             know no difference.
         zero_init_last_bn: start every block as the identity (Goyal et al., 2017, section 5.1).
 
+    Returns:
+        A module that takes images [N, in_channels, H, W] to logits [N, num_classes], in the dtype of its weights.
+
     Raises:
         ValueError: an unknown name or version; a number of classes or channels below one.
+
+    Examples:
+        >>> import torch
+        >>> from resnet import build_model
+        >>> model = build_model("resnet18", num_classes=10)
+        >>> model(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 10])
     """
     if network_of(name).factory != REFERENCE:
         raise ValueError(f"{name} is no reference ResNet: build it with build_network")

@@ -33,6 +33,17 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: no such name or file, no network, a file that is not a state_dict, or one that does not fit the
             model (keys and shapes are compared strictly).
+
+    Examples:
+        >>> import tempfile
+        >>> import torch
+        >>> from resnet import build_model, load_weights
+        >>> trained, model = build_model("resnet18"), build_model("resnet18")
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     torch.save(trained.state_dict(), file.name)
+        ...     load_weights(model, file.name)  # or load_weights(model, "IMAGENET1K_V1")
+        >>> torch.equal(model.fc.weight, trained.fc.weight)
+        True
     """
     path = _file(model, source)
     try:

@@ -123,3 +123,24 @@ def test_double_backward_says_what_to_do() -> None:
     (dx,) = torch.autograd.grad(out, leaves["x"], random_like(out), create_graph=True)
     with pytest.raises(RuntimeError, match=r"bn_act_conv_backward cannot be differentiated: .* resnet\.unfuse"):
         torch.autograd.backward(dx, torch.ones_like(dx))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"padding_mode": "reflect", "padding": 1}, {"padding": "same"}],
+    ids=["bias", "reflected", "same"],
+)
+def test_what_it_would_pass_over_is_refused(options: dict[str, object]) -> None:
+    conv = nn.Conv2d(9, 6, 3, **{"bias": False, **options})  # type: ignore[arg-type]
+    leaves = leaves_of(conv, torch.float32, channels_last=True)
+    norm = Norm(leaves["weight"], leaves["bias"], None, None, 1e-5)
+    with pytest.raises(ValueError, match=r"without bias, padded by a number of zeros, not Conv2d.* call conv\(bn_act"):
+        bn_act_conv(leaves["x"], norm, conv, leaves["filters"], training=True)
+
+
+def test_an_empty_input_is_refused() -> None:
+    conv = convolution("3x3")
+    leaves = leaves_of(conv, torch.float32, channels_last=True)
+    norm = Norm(leaves["weight"], leaves["bias"], None, None, 1e-5)
+    with pytest.raises(ValueError, match=r"no empty input \(\[0, 9, 7, 6\]\): call conv\(bn_act"):
+        bn_act_conv(leaves["x"][:0], norm, conv, leaves["filters"], training=True)

@@ -133,6 +133,11 @@ def test_what_batch_norm_refuses_is_refused_with_its_error(shape: tuple[int, ...
     assert all(torch.equal(buffer, its) for buffer, its in zip(pair()[1].buffers(), fused.buffers(), strict=True))
 
 
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown activation 'gelu': choose one of relu, none"):
+        FusedBatchNormAct2d(3, activation="gelu")  # type: ignore[arg-type]
+
+
 def test_it_shows_its_activation() -> None:
     assert repr(pair()[1]).endswith("track_running_stats=True, activation=relu)")
 
