@@ -78,6 +78,12 @@ def perf(session: nox.Session) -> None:
 
 
 @shared()
+def docs(session: nox.Session) -> None:
+    """Write docs/api.md from the docstrings of the public names."""
+    run(session, "-m", "docs.api")
+
+
+@shared()
 def types(session: nox.Session) -> None:
     """Check the types of everything, strictly; arguments go to mypy."""
     run(session, "-m", "mypy", *CODE)

@@ -20,7 +20,7 @@ from bench.workers.entry import Remote
 from resnet.paths import PATHS
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("tests", "bench", "resnet", "kernels")  # each may import those after it, and itself
+ROOMS = ("tests", "docs", "bench", "resnet", "kernels")  # each may import those after it, and itself
 WORKER_ROOTS = ("torch", "torchvision", "triton")
 # The packages of bench from the top: each may import those of its own line and of the lines after it.
 LAYERS = (
