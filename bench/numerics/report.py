@@ -27,7 +27,7 @@ def page(measured: Sequence[Measured], cases: Sequence[Case], device: str, *, ro
         sides=_pivoted(blocks, {"block": _name}, _sides),
         tensors=table(_of_tensors(blocks), _columns("tensor")),
         cases=table([_described(case) for case in cases], tuple(_left(name) for name in _DESCRIBED)),
-        measured=_pivoted(hard, {"case": _name, "without": lambda one: one.without or MISSING}, _of_case),
+        measured=_pivoted(hard, {"case": _name}, _of_case),
         limits=[case for case in cases if case.limit],
     )
     return text

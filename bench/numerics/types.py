@@ -70,7 +70,6 @@ class Measured:
     name: str
     precision: Dtype
     gradient: str = ""  # of the result of a block of the network
-    without: str = ""  # the guard that was left out
     comparison: Comparison
 
 

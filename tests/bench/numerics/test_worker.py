@@ -3,6 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from math import exp, fsum, inf, log
@@ -29,6 +30,7 @@ from kernels.products.plans import multiplies
 from kernels.table import BLOCKS_BY_NAME
 from resnet.precision import DTYPES
 from tests.support.exhaustive import exhaustive
+from tests.support.guards import REMOVABLE
 from tests.support.repository import ROOT
 
 pytestmark = [
@@ -46,7 +48,9 @@ BY_NAME = {case.name: case for case in ADVERSARIES}
 
 @cache
 def measured(name: str, precision: Dtype, without: str = "") -> Comparison:
-    return worker.measure_case(BY_NAME[name], precision, DEVICE, without=without).comparison
+    """The comparison of a case, by kernels as they are or without a guard."""
+    with REMOVABLE[without].removed() if without else nullcontext():
+        return worker.measure_case(BY_NAME[name], precision, DEVICE).comparison
 
 
 def beyond(name: str, precision: Dtype, without: str = "") -> dict[str, float]:
@@ -105,10 +109,10 @@ def test_without_its_guard_a_case_fails(guard: str, case: str, precision: Dtype,
 
 
 def test_every_guard_is_needed_by_a_case_and_put_back_after_it() -> None:
-    assert {guard for guard, *_ in NEEDED} == set(GUARDS)
+    assert {guard for guard, *_ in NEEDED} == set(GUARDS) == set(REMOVABLE)
     assert {guard for case in ADVERSARIES for guard in case.guards} == set(GUARDS)
     kernel = covariance._prepare
-    with GUARDS["centre"].removed():
+    with REMOVABLE["centre"].removed():
         assert covariance._prepare is not kernel
     assert covariance._prepare is kernel
 
@@ -210,8 +214,7 @@ def made_up() -> Iterator[Measured]:
                 yield Measured(name=name, precision=precision, gradient=gradient, comparison=comparison)
     for case in ADVERSARIES:
         for precision in PRECISIONS:
-            for guard in ("", *case.guards):
-                yield Measured(name=case.name, precision=precision, without=guard, comparison=comparison)
+            yield Measured(name=case.name, precision=precision, comparison=comparison)
 
 
 def skeleton(text: str) -> list[str]:
@@ -231,14 +234,14 @@ def skeleton(text: str) -> list[str]:
     return kept
 
 
-def committed() -> dict[tuple[str, Dtype, str, str], list[Compared]]:
-    """Of docs/numerics.csv the tensors of each name, precision, gradient and guard left out."""
+def committed() -> dict[tuple[str, Dtype, str], list[Compared]]:
+    """The tensors in docs/numerics.csv of each name, precision and gradient."""
     found = defaultdict(list)
     with (DOCS / "numerics.csv").open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             precision = next(of for of in PRECISIONS if of == row["precision"])
             errors = {name: float(row[name]) for name in ("error", "eager_error")}
-            key = (row["name"], precision, row["gradient"], row["without"])
+            key = (row["name"], precision, row["gradient"])
             found[key].append(Compared(tensor=row["tensor"], **errors))
     return found
 
@@ -257,10 +260,10 @@ def test_what_the_page_claims_is_in_its_numbers() -> None:
     """At 16 bits no worse than eager over any block of the network, and no hard case beyond what passes."""
     found = committed()
     assert len(found) == len(list(made_up()))
-    for (name, precision, gradient, without), tensors in found.items():
+    for (name, precision, gradient), tensors in found.items():
         if gradient and precision in HALF:
             assert exp(fsum(log(of.ratio) for of in tensors) / len(tensors)) <= 1.0, (name, precision, gradient)
-        if not without and not (name in BY_NAME and BY_NAME[name].limit):
+        if not (name in BY_NAME and BY_NAME[name].limit):
             assert {of.tensor for of in tensors if of.severity(precision) > 1.0} == set(), (name, precision, gradient)
 
 
@@ -277,11 +280,10 @@ def test_a_small_run_writes_the_page_and_the_numbers(tmp_path: Path, monkeypatch
     assert "| nothing special, projected " in text
     with out.with_suffix(".csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["without"] for row in rows} == {"", "digits of the centre"}
     assert {row["tensor"] for row in rows} >= {"out", "d x", "var of bn3", "d weight of the projection"}
     operands = case.operands(torch.bfloat16, DEVICE)
     of = {of.tensor: of for of in compare(BLOCKS_BY_NAME["bottleneck+projection"], operands).tensors}["d x"]
-    wanted = {"precision": "bf16", "gradient": "", "without": "", "tensor": "d x"}
+    wanted = {"precision": "bf16", "gradient": "", "tensor": "d x"}
     (row,) = (row for row in rows if wanted.items() <= row.items())
     assert float(row["error"]) == pytest.approx(of.error, rel=1e-3)
 
