@@ -1,4 +1,4 @@
-"""Kernels: one family, one file. Triton for GPUs; C++ for CPUs, where a file .py beside it makes the call.
+"""Kernels, one family per file: Triton for GPUs, C++ for CPUs (called from the .py file beside it).
 
 In your own code: `from kernels import Norm, bn_act, bn_act_conv, bn_pool`, before or after torchvision and Triton.
 
@@ -30,7 +30,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has that name
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - depends on the name
     if name not in _HOMES:
         raise AttributeError(f"module 'kernels' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What a row of KERNELS is: a fused operation, the same in plain PyTorch, and operands for both."""
+"""The rows of KERNELS: a fused operation, its equivalent in plain PyTorch, and operands for both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 Shape = tuple[int, int, int, int]
 
-DTYPES: dict[str, torch.dtype] = {  # that x may have
+DTYPES: dict[str, torch.dtype] = {  # allowed for x
     "fp64": torch.float64,
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -27,8 +27,8 @@ class Norm(NamedTuple):
     Attributes:
         weight: [C], gamma of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1; None for ones.
         bias: [C], beta; None for zeros.
-        running_mean: [C]. Evaluation needs it, training does not look at it.
-        running_var: [C]. Evaluation needs it, training does not look at it.
+        running_mean: [C]. Evaluation needs it, training ignores it.
+        running_var: [C]. Evaluation needs it, training ignores it.
         eps: what is added to the variance, above 0 (in evaluation 0 is allowed).
 
     Examples:
@@ -47,7 +47,7 @@ class Norm(NamedTuple):
     eps: float | None  # None: no BatchNorm at all
 
     def contiguous(self) -> "Norm":
-        """The same without gaps between the values, as kernels read them."""
+        """Return the same BatchNorm with contiguous tensors, as kernels expect them."""
         weight, bias, mean, var = (None if tensor is None else tensor.contiguous() for tensor in self[:4])
         return Norm(weight, bias, mean, var, self.eps)
 
@@ -56,7 +56,7 @@ NO_NORM = Norm(None, None, None, None, None)
 
 
 class Operands(NamedTuple):
-    """What a form takes: x [N, C, H, W] and its BatchNorm; z like x where there is a second operand, and its own."""
+    """The inputs of a form: x [N, C, H, W] and its BatchNorm; the second operand z, like x, and its own, if any."""
 
     x: Tensor
     norm: Norm
@@ -65,10 +65,10 @@ class Operands(NamedTuple):
 
     def named(self) -> dict[str, Tensor]:
         """The tensors that require a gradient, by name, x first."""
-        found = {"x": self.x, "z": self.z, "weight": self.norm.weight, "bias": self.norm.bias}
+        tensors = {"x": self.x, "z": self.z, "weight": self.norm.weight, "bias": self.norm.bias}
         if self.z_norm is not None:
-            found |= {"weight of z": self.z_norm.weight, "bias of z": self.z_norm.bias}
-        return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.requires_grad}
+            tensors |= {"weight of z": self.z_norm.weight, "bias of z": self.z_norm.bias}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad}
 
     def differentiable(self) -> list[Tensor]:
         """The tensors that require a gradient, x first."""
@@ -79,8 +79,8 @@ class Operands(NamedTuple):
 class Kernel:
     """One form of a fused operation.
 
-    `run` and `oracle` take operands and whether statistics are those of the batch (training), and return y; both are
-    differentiable. The oracle is plain PyTorch: in fp64 it is what parity is measured against, at the operands' own
+    `run` and `oracle` take operands and whether to normalise by the statistics of the batch (training), and return y;
+    both are differentiable. The oracle is plain PyTorch: in fp64 it is the reference for parity, in the operands' own
     precision it is eager.
     """
 
@@ -93,29 +93,30 @@ class Kernel:
     def make(
         self, shape: Shape, dtype: torch.dtype, device: str, *, channels_last: bool = True, seed: int = 0
     ) -> Operands:
-        """Operands for both, see `make_operands`."""
+        """Make operands for `run` and `oracle`; see `make_operands`."""
         return make_operands(self, shape, dtype, device, channels_last=channels_last, seed=seed)
 
 
 def plain_batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
-    """BatchNorm by PyTorch, which leaves the running statistics as they are."""
+    """Apply PyTorch's BatchNorm without updating the running statistics."""
     mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
     assert norm.eps is not None  # noqa: S101
     return F.batch_norm(x, mean, var, norm.weight, norm.bias, training, eps=norm.eps)
 
 
 def require_fitting(x: Tensor, norm: Norm, *, training: bool) -> None:
-    """Refuse what nn.BatchNorm2d refuses, with its errors: kernels would read beyond the end.
+    """Refuse what nn.BatchNorm2d refuses, with its errors: kernels would read out of bounds.
 
     Raises:
-        ValueError: x is not [N, C, H, W]; training on one value a channel; or an eps that may divide by zero.
-        RuntimeError: a parameter or statistic that is not [C]; or evaluation without running statistics.
-        NotImplementedError: a dtype without arithmetic.
+        ValueError: x is not [N, C, H, W], training has one value per channel, or eps permits division by zero.
+        RuntimeError: a parameter or statistic is not [C], or there are no running statistics in evaluation.
+        NotImplementedError: the dtype of x is not one of DTYPES.
     """
     if x.dim() != 4:  # noqa: PLR2004
         raise ValueError(f"expected 4D input (got {x.dim()}D input)")
     if x.dtype not in DTYPES.values():
-        raise NotImplementedError(f"fused BatchNorm is not implemented for {x.dtype}")
+        allowed = ", ".join(map(str, DTYPES.values()))
+        raise NotImplementedError(f"fused BatchNorm is not implemented for {x.dtype}: convert x to one of {allowed}")
     if training and x.numel() == x.shape[1] > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     if norm.eps is None or norm.eps < 0 or (training and norm.eps == 0):
@@ -136,9 +137,9 @@ def make_operands(
     channels_last: bool = True,
     seed: int = 0,
 ) -> Operands:
-    """Random operands of a form that require gradients: x and z normal around small means, parameters as in training.
+    """Make random operands that require gradients: x, z and parameters standard normal, variances above 0.5.
 
-    Parameters and statistics are fp32, or fp64 beside an fp64 x.
+    Parameters and statistics are fp32, or fp64 if x is.
     """
     generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FusedBatchNormAct2d", "build_model", "fuse", "load_weights", "unfuse"]
 
-# Loaded when asked for: the tables of paths and models are read without torch.
+# Imported on first use, so that the tables of paths and models can be read without torch.
 _HOMES = {
     "FusedBatchNormAct2d": "resnet.fused.batch_norm",
     "build_model": "resnet.models.build",
@@ -24,7 +24,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has that name
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - depends on the name
     if name not in _HOMES:
         raise AttributeError(f"module 'resnet' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

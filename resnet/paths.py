@@ -1,6 +1,6 @@
-"""The table of paths: every way to run the network is a row of data here. Standard library only.
+"""The table of paths: every way to run the network is a row of data. Imports the standard library only.
 
-`resnet.program` turns a row into something that runs. To add a path, add a row: tests, parity, sweep and reports
+`resnet.program` turns a row into a program. To add a path, add a row: tests, parity, sweep and reports
 follow the table.
 """
 
@@ -12,23 +12,23 @@ Need = Literal["cuda", "cuda for timing", "c++ compiler"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """One way to run the network: how the model is prepared and what that needs."""
+    """One way to run the network: how the model is prepared, and what that needs."""
 
     name: str
     summary: str
     channels_last: bool = True
-    fuse: bool = False  # BatchNorm, ReLU and residual add by kernels of our own
+    fuse: bool = False  # BatchNorm, ReLU and residual add by Triton kernels
     gram: bool = False  # with fuse: bottleneck blocks never write their widest tensors
-    rebuild: bool = False  # with fuse: outputs inside blocks are not kept for backward but made again
+    rebuild: bool = False  # with fuse: outputs inside blocks are recomputed in the backward pass instead of saved
     fold: bool = False  # fold BatchNorm into the convolutions, then fuse their ReLU and residual add
-    products: bool = False  # with fold: 1x1 convolutions by kernels of our own as well, chained where that is faster
+    products: bool = False  # with fold: 1x1 convolutions by Triton kernels too, chained where that is faster
     compile_mode: str | None = None  # torch.compile(mode=...)
-    freeze: bool = False  # inference: Inductor's freezing, weights as constants
-    cuda_graph: bool = False  # capture the whole step, on CUDA; elsewhere it runs as it is
+    freeze: bool = False  # in inference: Inductor's freezing, with weights as constants
+    cuda_graph: bool = False  # capture the whole step on CUDA; on CPU it runs uncaptured
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
     needs: tuple[Need, ...] = ()
-    cpu_modes: tuple[Literal["train", "infer"], ...] | None = None  # where fewer than `modes` make sense on CPU
-    cpu_reason: str = ""  # why
+    cpu_modes: tuple[Literal["train", "infer"], ...] | None = None  # if only some of `modes` make sense on CPU
+    cpu_reason: str = ""  # why only those
 
 
 PATHS: tuple[Path, ...] = (
@@ -83,7 +83,7 @@ PATHS: tuple[Path, ...] = (
     ),
     Path(
         name="triton-rebuild",
-        summary="`triton`, with outputs inside blocks made again in backward: less memory, more work",
+        summary="`triton`, with outputs inside blocks recomputed in backward: less memory, more work",
         fuse=True,
         rebuild=True,
         modes=("train",),
@@ -106,7 +106,7 @@ PATHS: tuple[Path, ...] = (
     ),
     Path(
         name="gram-rebuild",
-        summary="`gram`, with outputs inside blocks made again in backward: less memory, more work",
+        summary="`gram`, with outputs inside blocks recomputed in backward: less memory, more work",
         fuse=True,
         gram=True,
         rebuild=True,

@@ -1,4 +1,4 @@
-"""What the modes and precisions of a step mean to torch."""
+"""The modes and precisions of a step, and torch's settings for them."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ AUTOCAST_DTYPE = {precision: DTYPES[precision] for precision in ("bf16", "fp16")
 
 
 def set_product_precision(precision: Precision) -> None:
-    """Let fp32 products run in TF32 if and only if the precision says so; let cuDNN search its algorithms."""
+    """Allow TF32 for fp32 products if and only if the precision is `tf32`; let cuDNN search its algorithms."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True

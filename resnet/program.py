@@ -1,4 +1,4 @@
-"""Turns a row of PATHS into a program: the very object that parity checks and the harness times."""
+"""Turns a row of PATHS into a program: the object that parity checks and the harness times."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -15,13 +15,13 @@ from resnet.fused.fuse import fuse
 from resnet.paths import Path
 from resnet.precision import AUTOCAST_DTYPE, Mode, Precision, set_product_precision
 
-_CAPTURING = ("cuda",)  # devices that capture steps
-_GRAPH_WARMUP_STEPS = 3  # before capture, on a side stream: cuDNN search, lazy state of the optimizer
+_CAPTURING = ("cuda",)  # types of device on which steps are captured
+_GRAPH_WARMUP_STEPS = 3  # before capture, on a side stream: for cuDNN's search and the lazy state of the optimizer
 
 LEARNING_RATE = 2e-3
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
-LOSS_SCALE = 1024.0  # fp16: small enough not to overflow, so that no step is skipped while measuring
+LOSS_SCALE = 1024.0  # for fp16: small enough not to overflow, so that no measured step is skipped
 
 
 class StepOutput(NamedTuple):
@@ -65,14 +65,14 @@ class Program:
         self._graph: _CapturedStep | None = None
 
     def place(self, images: Tensor) -> Tensor:
-        """images [N, C, H, W] as this path wants them: device, dtype and memory format."""
+        """Convert images [N, C, H, W] to the device, dtype and memory format of this path."""
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
         return images.to(device=self.device, dtype=dtype, memory_format=self.layout)
 
     def step(self, images: Tensor, labels: Tensor) -> StepOutput:
-        """One whole step on placed images [N, C, H, W] and labels [N] (int64).
+        """Run one whole step on placed images [N, C, H, W] and labels [N] (int64).
 
-        The first call compiles, searches and captures. What it returns is valid until the next call.
+        The first call compiles, searches and captures. The output is valid until the next call.
         """
         if not (self.path.cuda_graph and self.device in _CAPTURING):
             return self._step(images, labels)
@@ -81,27 +81,27 @@ class Program:
         return self._graph.replay(images, labels)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The forward part of a step, never captured: the loss [] in train mode, logits [N, classes] in infer mode."""
+        """Run the forward part of a step, uncaptured: the loss [] in train mode, logits [N, classes] in infer mode."""
         logits = self._logits(images)
         return self._loss(logits, labels) if self.mode == "train" else logits
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to the parameters and buffers of `state`, in place, with a fresh optimizer and loss scale."""
+        """Restore the parameters and buffers of `state` in place, and reset the optimizer and the loss scale."""
         live = self.model.state_dict(keep_vars=True)
         with torch.no_grad():
             for name, value in state.items():
                 live[name].copy_(value)
             for slot in self.optimizer.state.values() if self.optimizer else ():
-                slot["momentum_buffer"].zero_()  # zeroed momentum and none at all give the same first step
+                slot["momentum_buffer"].zero_()  # zero momentum gives the same first step as none
         self.scaler.load_state_dict(self._fresh_scaler)
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """Gradients of the last step by parameter name, without the loss scale: the fused optimizer takes it out."""
+        """Return the gradients of the last step by parameter name; the fused optimizer has removed the loss scale."""
         return {name: parameter.grad for name, parameter in self.model.named_parameters()}
 
     @property
     def choices(self) -> dict[str, str]:
-        """What the path decided by measuring at its first call, by module name."""
+        """The ways that the path chose by measuring at its first call, by module name."""
         return choices(self.model)
 
     def _step(self, images: Tensor, labels: Tensor) -> StepOutput:
@@ -137,14 +137,14 @@ class Program:
         dtype = AUTOCAST_DTYPE.get(self.precision)
         if dtype is None or self.path.fold:  # a folded network runs in its dtype throughout
             return nullcontext()
-        # captured casts must not outlive the capture in autocast's cache
+        # the cache must not hold captured casts after the capture
         return torch.autocast(self.device, dtype=dtype, cache_enabled=not self.path.cuda_graph)
 
 
 class _CapturedStep:
     """A whole step as one CUDA graph over static inputs (https://docs.pytorch.org/docs/stable/notes/cuda.html).
 
-    Making it leaves parameters, buffers and optimizer as they were: the steps before the capture are taken back.
+    Capturing leaves parameters, buffers and optimizer as they were: the warm-up steps are undone.
     """
 
     def __init__(self, program: Program, images: Tensor, labels: Tensor) -> None:

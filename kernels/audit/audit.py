@@ -1,17 +1,16 @@
-"""Compiles every kernel for every GPU it is written for, without one, and says what is wrong with what came out.
+"""Compiles every kernel for every GPU it is written for, without that GPU, and reports the faults of the results.
 
-What is compiled are the launches that `kernels.launch.runtime.recorded` lists, forward and backward (a block in
-evaluation mode has no backward pass); those that differ in nothing that the compiler sees are compiled once. Of each is
-asked:
+It compiles the launches that `kernels.launch.runtime.recorded` lists, forward and backward (a block in evaluation mode
+has no backward pass); launches that the compiler cannot tell apart are compiled once. Each is required to have:
 
-- No spill: no stack frame, which is where ptxas puts the registers that do not suffice.
-- 128-bit accesses of every activation where the layout allows them: channels_last with a multiple of 16 bytes in a
-  pixel, and NCHW with a multiple of 16 pixels in an image, but for the passes of a pooling, which gather in NCHW; in
-  products where the channels of all are multiples of 16, which the compiler has to know. Activations are the
-  floating-point arguments [N, C, ...] that are neither filters nor partial sums, except the gradient behind a pooling:
-  each pixel picks its own. `kernels.audit.ptx` tells whose an access is; the narrowest of each argument counts, and
-  none at all is a fault too.
-- Shared memory within what the architecture gives to a program.
+- No spills: no stack frame, which is where ptxas spills registers to.
+- 128-bit accesses to every activation where the layout allows them: channels_last with a multiple of 16 bytes per
+  pixel, and NCHW with a multiple of 16 pixels per image, except in the passes of a pooling, which gather in NCHW; in
+  products where all numbers of channels are multiples of 16, which the compiler has to know. Activations are the
+  floating-point arguments [N, C, ...] that are neither filters nor partial sums, without the gradient of a pooling's
+  output, of which each pixel picks its own elements. `kernels.audit.ptx` attributes accesses to arguments; the
+  narrowest access to each argument counts, and none at all is a fault too.
+- No more shared memory than the architecture gives to one program.
 """
 
 import os
@@ -35,28 +34,28 @@ from kernels.kernel import Kernel, Shape
 from kernels.launch.runtime import ARCHITECTURES, Call, recorded
 from kernels.products.cublas import CUBLAS
 from kernels.products.plans import SPECIALISED
-from kernels.table import FORMS as FUSED
+from kernels.table import FORMS as FUSED_FORMS
 
 RUNNING_STATISTICS = "running statistics"
-FORMS = (*FUSED, RUNNING_STATISTICS)
+FORMS = (*FUSED_FORMS, RUNNING_STATISTICS)
 WIDE = 128  # bits
-PRODUCTS = ("highest", "high")  # how torch multiplies fp32: as it is, or in TF32
-SIDES = ("BLOCK_ROWS", "BLOCK_CHANNELS", "BLOCK_COLUMNS", "BLOCK_INNER")  # of tiles, as kernels name them
+PRODUCTS = ("highest", "high")  # torch's settings for fp32 products: in fp32, or in TF32
+SIDES = ("BLOCK_ROWS", "BLOCK_CHANNELS", "BLOCK_COLUMNS", "BLOCK_INNER")  # the sides of tiles, as kernels name them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is compiled, and what is asked of it."""
+    """A compilation, and the requirements that its result has to meet."""
 
     compilation: Compilation
     dtype: str  # of x
-    layout: str  # of activations; empty: none are read
+    layout: str  # of activations; empty: it reads none
     activations: tuple[str, ...]  # pointer arguments
-    wide: tuple[str, ...]  # those whose accesses have to be
+    wide: tuple[str, ...]  # the activations that need 128-bit accesses
 
     @property
     def main(self) -> tuple[str, ...]:
-        """Whose accesses tell how wide the kernel's are."""
+        """The arguments whose accesses are reported as the kernel's."""
         return self.wide or self.activations
 
     @property
@@ -66,7 +65,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """Who launches it."""
+    """A form, mode and shape that launches a subject."""
 
     form: str
     mode: str
@@ -75,7 +74,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A form at some shapes, on one architecture and in one dtype."""
+    """A form at some shapes, for one architecture and dtype."""
 
     form: str
     shapes: Sequence[Shape]
@@ -92,38 +91,38 @@ def audit(
     dtypes: Sequence[str],
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[dict[str, object]]:
-    """Compile every launch of some forms, in all layouts and modes, on all cores; a row for each compilation.
+    """Compile every launch of some forms, in all layouts and modes, on all cores.
 
     Args:
         shapes: of x [N, C, H, W], for each form (of FORMS).
         archs: of ARCHITECTURES.
         dtypes: of DTYPES.
-        on_progress: hears how many compilations are done, and of how many.
+        on_progress: called with the number of compilations that are done, and their total.
 
     Returns:
-        Plain values: what was compiled for whom, the figures, and `faults`, one line each.
+        A row of plain values for each compilation: its subject and uses, the figures, and `faults`, one line each.
     """
     work = [
-        Work(form=form, shapes=at, arch=arch, dtype=dtype)
-        for arch, dtype, (form, at) in product(archs, dtypes, shapes.items())
+        Work(form=form, shapes=form_shapes, arch=arch, dtype=dtype)
+        for arch, dtype, (form, form_shapes) in product(archs, dtypes, shapes.items())
     ]
     with compilers() as pool:
         uses: Uses = {}
-        for found in pool.map(subjects, work):
-            for one, users in found.items():
-                uses.setdefault(one, []).extend(users)
+        for partial_uses in pool.map(subjects, work):
+            for item, item_uses in partial_uses.items():
+                uses.setdefault(item, []).extend(item_uses)
         rows = []
-        for one, verdict in zip(uses, pool.map(judged, uses), strict=True):
-            rows.append(_row(one, uses[one], *verdict))
+        for item, verdict in zip(uses, pool.map(judged, uses), strict=True):
+            rows.append(_row(item, uses[item], *verdict))
             on_progress(len(rows), len(uses))
     return rows
 
 
 @contextmanager
 def compilers() -> Iterator[ProcessPoolExecutor]:
-    """A process for each core in which kernels can be compiled, and are compiled anew.
+    """Start a process for each core that compiles kernels, with a cache of their own.
 
-    Sets variables in the environment of this process, which they inherit.
+    Sets environment variables of this process, which they inherit.
     """
     with TemporaryDirectory() as cache:
         os.environ.update(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
@@ -132,40 +131,40 @@ def compilers() -> Iterator[ProcessPoolExecutor]:
 
 
 def subjects(work: Work) -> Uses:
-    """What has to be compiled, each once, and who launches it."""
-    found: Uses = {}
+    """Return the distinct subjects of some work, and what launches each."""
+    uses: Uses = {}
     for shape, channels_last, training in product(work.shapes, _layouts(work.form), (True, False)):
         with recorded(work.arch) as calls:
             _launch(work, shape, channels_last=channels_last, training=training)
         use = Use(form=work.form, mode="training" if training else "evaluation", shape=shape)
         for call in (call for call in calls if call.kernel is not CUBLAS):
-            found.setdefault(subject(call, work, shape), []).append(use)
-    return found
+            uses.setdefault(subject(call, work, shape), []).append(use)
+    return uses
 
 
 def _layouts(form: str) -> tuple[bool, ...]:
-    """Whether x is channels_last. A block copies what is not."""
-    return (True,) if isinstance(FUSED.get(form), BlockForm) else (True, False)
+    """The values of `channels_last` to compile a form for; a block copies x to channels_last itself."""
+    return (True,) if isinstance(FUSED_FORMS.get(form), BlockForm) else (True, False)
 
 
 def _launch(work: Work, shape: Shape, *, channels_last: bool, training: bool) -> None:
-    """All that a form launches, forward and backward, on tensors without memory; in fp32 products also in TF32."""
+    """Run a form forward and backward on meta tensors; a block in fp32 also with its products in TF32."""
     if work.form == RUNNING_STATISTICS:
         if training:
             _launch_running_statistics(shape)
         return
-    form, dtype = FUSED[work.form], DTYPES[work.dtype]
-    run: Callable[[Any, bool], Tensor] = form.run  # of the operands that the form makes
+    form, dtype = FUSED_FORMS[work.form], DTYPES[work.dtype]
+    run: Callable[[Any, bool], Tensor] = form.run  # takes the operands that the form makes
     operands = form.make(shape, dtype, "meta", channels_last=channels_last)
-    precision = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     try:
-        for other in PRODUCTS if isinstance(form, BlockForm) and dtype == torch.float32 else (precision,):
-            torch.set_float32_matmul_precision(other)
+        for setting in PRODUCTS if isinstance(form, BlockForm) and dtype == torch.float32 else (previous,):
+            torch.set_float32_matmul_precision(setting)
             y = run(operands, training)
             if training or isinstance(form, Kernel):
                 torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(previous)
 
 
 def _launch_running_statistics(shape: Shape) -> None:
@@ -177,8 +176,8 @@ def _launch_running_statistics(shape: Shape) -> None:
 
 
 def subject(call: Call, work: Work, shape: Shape) -> Subject:
-    """What a launch on x of this shape asks the compiler for, and what is asked of the result."""
-    passes = call.options.get("LAYOUT")  # products have channels_last alone
+    """Describe the compilation of a launch on x of this shape, and the requirements on its result."""
+    passes = call.options.get("LAYOUT")  # products take channels_last only
     layout = str(passes or ("" if work.form == RUNNING_STATISTICS else "channels_last"))
     pooled = call.options.get("ACTIVATION") == "pool"
     scattered = layout != "channels_last" and (pooled or call.kernel.__name__ == "_pool")
@@ -204,13 +203,13 @@ def _is_activation(name: str, tensor: Tensor, shape: Shape) -> bool:
 
 
 def _allows_wide(layout: str, shape: Sequence[int], unit: int) -> bool:
-    """Whether what is contiguous in memory comes in units of so many elements, or in NCHW of 16."""
+    """Whether the contiguous dimension is a multiple of `unit`, or in NCHW of 16."""
     _, channels, height, width = shape
     return channels % unit == 0 if layout == "channels_last" else height * width % SPECIALISED == 0
 
 
 def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
-    """Compile it: the figures of its row, none where it does not compile, and its faults."""
+    """Compile a subject; return the figures of its row, none if it does not compile, and its faults."""
     try:
         figures = compiled(subject.compilation)
     except (TritonError, RuntimeError) as error:
@@ -234,7 +233,7 @@ def judged(subject: Subject) -> tuple[dict[str, object], list[str]]:
 
 
 def faults(subject: Subject, figures: Figures) -> Iterator[str]:
-    """What is wrong with a kernel, and what to do about it."""
+    """Describe each fault of a compiled kernel, and what to do about it."""
     machine = ARCHITECTURES[subject.compilation.arch]
     smaller = (
         f"give its pass a smaller tile on {machine.name} (TILES_ON in kernels/launch/passes.py, or "
@@ -247,20 +246,21 @@ def faults(subject: Subject, figures: Figures) -> Iterator[str]:
         )
     shared = figures.static_shared_bytes + figures.dynamic_shared_bytes
     if shared > machine.shared_bytes:
-        yield f"needs {shared} bytes of shared memory, and a program may have {machine.shared_bytes}: {smaller}"
+        yield f"needs {shared} bytes of shared memory, but a program may use {machine.shared_bytes} at most: {smaller}"
     for name in subject.wide:
         bits = figures.narrowest_bits.get(name)
         if bits is None:
-            yield f"does not access {name}, or not in a way that kernels/audit/ptx.py sees: mend either"
+            yield f"has no access to {name} that kernels/audit/ptx.py recognises: correct the kernel or that module"
         elif bits < WIDE:
             yield (
-                f"accesses {name} by {bits} bits where {WIDE} are possible: tell the compiler what is contiguous "
-                "(tl.multiple_of, tl.max_contiguous), or give a thread more elements (kernels/launch/passes.py)"
+                f"accesses {name} {bits} bits at a time where {WIDE} are possible: tell the compiler what is "
+                "contiguous (tl.multiple_of, tl.max_contiguous), or give a thread more elements "
+                "(kernels/launch/passes.py)"
             )
 
 
-def _row(subject: Subject, uses: list[Use], figures: dict[str, object], wrong: list[str]) -> dict[str, object]:
-    """All about one compilation, as plain values; each fault names it."""
+def _row(subject: Subject, uses: list[Use], figures: dict[str, object], described: list[str]) -> dict[str, object]:
+    """Return one compilation and its results as plain values; each fault begins with its name."""
     compilation, constants = subject.compilation, dict(subject.compilation.constants)
     forms, modes = (list(dict.fromkeys(values)) for values in ([use.form for use in uses], [use.mode for use in uses]))
     shapes = list(dict.fromkeys("x".join(map(str, use.shape)) for use in uses))
@@ -280,5 +280,5 @@ def _row(subject: Subject, uses: list[Use], figures: dict[str, object], wrong: l
         "num_warps": compilation.num_warps,
         "num_stages": compilation.num_stages,
         **figures,
-        "faults": [f"{name} {fault}" for fault in wrong],
+        "faults": [f"{name} {fault}" for fault in described],
     }

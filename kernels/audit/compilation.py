@@ -1,6 +1,6 @@
-"""Compiles one launch of a kernel ahead of time, as Triton's JIT would for a GPU, and reads what came out of it.
+"""Compiles one launch of a kernel ahead of time, as Triton's JIT would for a GPU, and reads the figures of the result.
 
-Works only where Triton does not interpret kernels (TRITON_INTERPRET=0), and without a GPU.
+Needs no GPU, but a process in which Triton does not interpret kernels (TRITON_INTERPRET=0).
 """
 
 import re
@@ -22,14 +22,14 @@ from kernels.launch.runtime import ARCHITECTURES, Call
 DTYPES = {name: dtype for name, dtype in kernel.DTYPES.items() if name != "fp64"}  # whose products Triton refuses
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.uint8: "u8", torch.int64: "i64"}
-_ALIGNMENT = 16  # what the JIT finds out about pointers (in bytes) and integers
+_ALIGNMENT = 16  # the multiple that the JIT looks for in pointers (bytes) and integers
 
 # NVIDIA's occupancy calculator (cuda_occupancy.h), compute capability 8.0 to 10.0
-_WARP_REGISTERS = 256  # are allocated at a time,
-_QUARTERS = 4  # and of the quarter of the multiprocessor that the warp lives in
+_WARP_REGISTERS = 256  # the unit in which a warp's registers are allocated
+_QUARTERS = 4  # of a multiprocessor, each with its own registers and warps
 _RESIDENT_PROGRAMS = 32
 _SHARED_UNIT = 128
-_RESERVED_BYTES = 1024  # of shared memory, for each program
+_RESERVED_BYTES = 1024  # of shared memory, per program
 
 _USAGE = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stored>\d+) bytes spill stores, (?P<loaded>\d+) bytes spill loads"
@@ -40,33 +40,33 @@ _USAGE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
-    """A kernel as the compiler is given it."""
+    """A kernel and all that the compiler is told about one launch of it."""
 
     kernel: str  # "package.module:function"
     arch: str  # of ARCHITECTURES
     signature: tuple[tuple[str, str], ...]  # the type of each argument
     constants: tuple[tuple[str, object], ...]
-    divisible: tuple[str, ...]  # arguments, by 16
+    divisible: tuple[str, ...]  # arguments that are multiples of 16
     num_warps: int
     num_stages: int | None  # None: the compiler's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What came out."""
+    """Measurements of a compiled kernel."""
 
-    registers: int  # of a thread
-    spill_bytes: int  # that a thread stores and loads because registers do not suffice
-    stack_bytes: int  # of a thread's frame, where it spills to
-    static_shared_bytes: int  # of a program
+    registers: int  # per thread
+    spill_bytes: int  # stored and loaded per thread because registers do not suffice
+    stack_bytes: int  # of the stack frame of a thread, which it spills to
+    static_shared_bytes: int  # per program
     dynamic_shared_bytes: int
-    load_bits: int  # the widest access of global memory by a thread
+    load_bits: int  # the widest access to global memory by a thread
     store_bits: int
-    narrowest_bits: dict[str, int]  # access whose address depends on an argument, for each that has one
+    narrowest_bits: dict[str, int]  # per argument: of the accesses whose address depends on it, if any
 
 
 def of_call(call: Call, arch: str) -> Compilation:
-    """What the JIT would compile for a launch: None and 1 are constants, and it looks for multiples of 16.
+    """Describe what the JIT would compile for a launch: None and 1 are constants, multiples of 16 are noted.
 
     Tensors count as aligned, as those that torch allocates are.
     """
@@ -104,11 +104,11 @@ def _type(value: object) -> str:
             return "i32" if -(2**31) <= value < 2**31 else "i64"
         case float():
             return "fp32"
-    raise TypeError(f"no kernel takes {value!r}")
+    raise TypeError(f"kernels take tensors, booleans, integers and floats, not {value!r}")
 
 
 def compiled(compilation: Compilation) -> Figures:
-    """Compile, by Triton and ptxas, and measure.
+    """Compile with Triton and ptxas, and read the figures.
 
     Raises:
         triton.errors.TritonError: the compiler refuses the kernel.
@@ -123,34 +123,34 @@ def compiled(compilation: Compilation) -> Figures:
         attrs={(names.index(argument),): [["tt.divisibility", _ALIGNMENT]] for argument in compilation.divisible},
     )
     target = GPUTarget("cuda", int(compilation.arch.removeprefix("sm_")), 32)
-    triton.knobs.nvidia.dump_ptxas_log = True  # on stdout; what comes out of a cache has none
+    triton.knobs.nvidia.dump_ptxas_log = True  # to stdout; a result from a cache has no log
     triton.knobs.compilation.always_compile = True
     with redirect_stdout(StringIO()) as log:
         options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
-        given = {name: value for name, value in options.items() if value is not None}
-        made = triton.compile(source, target=target, options=given)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        kernel = triton.compile(source, target=target, options=chosen)
     usage = _USAGE.search(log.getvalue())
     assert usage is not None, log.getvalue()  # noqa: S101
-    found = accesses(made.asm["ptx"])
+    global_accesses = accesses(kernel.asm["ptx"])
     parameters = [name for name, type_ in compilation.signature if type_ != "constexpr"]
     return Figures(
         registers=int(usage["registers"]),
         spill_bytes=int(usage["stored"]) + int(usage["loaded"]),
         stack_bytes=int(usage["stack"]),
         static_shared_bytes=int(usage["shared"] or 0),
-        dynamic_shared_bytes=made.metadata.shared,
-        load_bits=max((access.bits for access in found if not access.store), default=0),
-        store_bits=max((access.bits for access in found if access.store), default=0),
+        dynamic_shared_bytes=kernel.metadata.shared,
+        load_bits=max((access.bits for access in global_accesses if not access.store), default=0),
+        store_bits=max((access.bits for access in global_accesses if access.store), default=0),
         narrowest_bits={
-            parameter: min(access.bits for access in found if number in access.parameters)
+            parameter: min(access.bits for access in global_accesses if number in access.parameters)
             for number, parameter in enumerate(parameters)
-            if any(number in access.parameters for access in found)
+            if any(number in access.parameters for access in global_accesses)
         },
     )
 
 
 def occupancy(compilation: Compilation, figures: Figures) -> tuple[int, int, str]:
-    """Warps that a multiprocessor can hold of a kernel, warps that it could hold, and what limits them."""
+    """Return the warps of a kernel that fit on a multiprocessor, the most that it can hold, and what limits them."""
     machine = ARCHITECTURES[compilation.arch]
     warps = compilation.num_warps
     registers = _rounded_up(figures.registers * 32, _WARP_REGISTERS)

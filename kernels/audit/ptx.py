@@ -1,4 +1,4 @@
-"""Which argument each global load and store of a kernel goes to, and how wide it is, read from its PTX."""
+"""Reads from the PTX of a kernel which argument each global load and store goes to, and how wide it is."""
 
 import re
 from collections import defaultdict
@@ -12,7 +12,7 @@ _WIDTH = re.compile(r"(?:\.v(?P<elements>\d+))?\.[bfsu](?P<bits>\d+)$")
 _ADDRESS = re.compile(r"\[([^\]]*)\]")
 _ASYNCHRONOUS = re.compile(r"cp\.async\.c[ag]\.shared\.global")  # a load into shared memory
 _BYTES = re.compile(r"\],\s*(0x[0-9a-f]+|\d+)")
-_BESIDES = {"param", "shared", "local", "const"}  # state spaces that are not global memory
+_OTHER_SPACES = {"param", "shared", "local", "const"}  # state spaces that are not global memory
 _MEMORY = "memory"  # shared and local memory, seen as one register
 
 
@@ -20,18 +20,18 @@ _MEMORY = "memory"  # shared and local memory, seen as one register
 class Access:
     """One load or store of global memory by a thread."""
 
-    parameters: frozenset[int]  # of the kernel, that its address was computed from
+    parameters: frozenset[int]  # of the kernel, from which its address was computed
     store: bool
     bits: int
 
 
 def accesses(ptx: str) -> list[Access]:
-    """All global loads and stores of a kernel, each with the parameters that its address comes from.
+    """List all global loads and stores of a kernel, each with the parameters from which its address was computed.
 
-    What a register holds is followed from the parameters through every instruction: a result comes from all that its
-    operands come from, and so on around loops until nothing changes. Global loads end the way (no kernel here keeps
-    pointers in memory); shared memory does not, as the compiler may exchange addresses through it. An address that
-    mixes pointers counts for each, so that no narrow access of an argument can be missed.
+    Values are followed from the parameters through every instruction, around loops until nothing changes: a result
+    depends on all parameters that its operands depend on. A global load breaks the chain (no kernel here keeps pointers
+    in memory); shared memory does not, as the compiler may pass addresses through it. An address that mixes pointers
+    counts for each, so that no narrow access to an argument can be missed.
     """
     instructions = list(_instructions(ptx))
     origins: defaultdict[str, frozenset[int]] = defaultdict(frozenset)
@@ -49,15 +49,15 @@ def accesses(ptx: str) -> list[Access]:
 
 
 def _instructions(ptx: str) -> Iterator[tuple[str, str]]:
-    """Opcode and operands of each instruction; predicates, labels, directives and comments are left out."""
+    """Yield the opcode and operands of each instruction, without predicates, labels, directives and comments."""
     for line in ptx.splitlines():
         for statement in line.partition("//")[0].split(";"):
-            if found := _INSTRUCTION.fullmatch(statement.strip(" \t{}")):
-                yield found["opcode"], found["operands"]
+            if match := _INSTRUCTION.fullmatch(statement.strip(" \t{}")):
+                yield match["opcode"], match["operands"]
 
 
 def _follow(opcode: str, operands: str, origins: defaultdict[str, frozenset[int]]) -> bool:
-    """Note where the results of an instruction come from; whether that was news."""
+    """Update the parameters that the results of an instruction depend on; return whether that changed any."""
     kind, *modifiers = opcode.split(".")
     if _global_access(opcode, operands):
         return False
@@ -69,20 +69,20 @@ def _follow(opcode: str, operands: str, origins: defaultdict[str, frozenset[int]
         targets, sources = registers[:results], registers[results:]
     if kind == "ld" and "param" not in modifiers:
         sources = [_MEMORY]
-    found = frozenset(map(int, _PARAMETER.findall(operands))).union(*(origins[source] for source in sources))
-    news = [target for target in targets if not found <= origins[target]]
-    for target in news:
-        origins[target] |= found
-    return bool(news)
+    parameters = frozenset(map(int, _PARAMETER.findall(operands))).union(*(origins[source] for source in sources))
+    changed = [target for target in targets if not parameters <= origins[target]]
+    for target in changed:
+        origins[target] |= parameters
+    return bool(changed)
 
 
 def _global_access(opcode: str, operands: str) -> list[tuple[str, int]]:
-    """The address and width in bits of a global load or store; empty for any other instruction."""
+    """Return the address and width in bits of a global load or store; nothing for any other instruction."""
     addresses = _ADDRESS.findall(operands)
     if _ASYNCHRONOUS.match(opcode):
         return [(addresses[1], 8 * int(_BYTES.findall(operands)[0], 0))]
     kind, *modifiers = opcode.split(".")
-    if kind not in ("ld", "st") or {modifier.partition("::")[0] for modifier in modifiers} & _BESIDES:
+    if kind not in ("ld", "st") or {modifier.partition("::")[0] for modifier in modifiers} & _OTHER_SPACES:
         return []
     width = _WIDTH.search(opcode)
     assert width is not None, f"a load or store of unknown width: {opcode}"  # noqa: S101

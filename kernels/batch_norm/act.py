@@ -7,7 +7,7 @@
 Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, and the gradients of section 3. Everything is computed in
 fp32 (fp64 for fp64 tensors) and rounded once, when y is written.
 
-Touches (times that a tensor of x's size is read or written; one is 2 bytes an element in bf16) and launches:
+Touches (reads and writes of a tensor of x's size; one is 2 bytes per element in bf16) and launches:
 
     form               training forward    training backward        evaluation forward, backward
     bn, bn+relu        R x, R x, W y   3   R dy x, R dy x W dx   5  R x, W y     2   R dy x, W dx        3
@@ -17,11 +17,11 @@ Touches (times that a tensor of x's size is read or written; one is 2 bytes an e
                        R x z W y           R dy x z W dx dz
     launches           2                   2                        1            1 and a sum over programs
 
-The end of a block keeps its ReLU mask as one bit an element (1/16 touch in bf16 each time). Elsewhere the mask is found
-again from x by the operations, in the order and with the rounding, of the forward pass, so that y is not kept for it.
-Second passes walk every run of rows backwards: what the first has read last is still in L2. Running statistics are not
-updated here (`kernels.batch_norm.statistics` does it, in one launch): an op that autograd differentiates changes no
-input.
+The end of a block saves its ReLU mask as one bit per element (1/16 touch in bf16 each time). Elsewhere the backward
+pass recomputes the mask from x, with the operations, order and rounding of the forward pass, so that y is not saved.
+Second passes walk every run of rows backwards: what the first pass read last is still in L2. Running statistics are not
+updated here (`kernels.batch_norm.statistics` does it, in one launch): an op that autograd differentiates may not modify
+its inputs.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ from kernels.batch_norm.backward import Activation, bn_backward
 from kernels.batch_norm.normalise import branch, kept, normalised
 from kernels.batch_norm.statistics import partial_statistics
 from kernels.kernel import NO_NORM, Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.launch.autograd import absent, differentiable, differentiable_once, present, save_for_backward
 from kernels.launch.layout import Matrix, dense, empty_laid_out_like, laid_out_like
 from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
@@ -60,7 +60,7 @@ def _apply(
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    known = channels < C
+    valid = channels < C
     mean, scale, shift = branch(
         partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
         rows, C, rows_per_part, parts, EPS,
@@ -80,7 +80,7 @@ def _apply(
     for step in range(tiles):
         start = first + (tiles - 1 - step) * BLOCK_ROWS
         inside_rows = start + tile < last
-        inside = inside_rows[:, None] & known[None, :]
+        inside = inside_rows[:, None] & valid[None, :]
         offsets = tile_offsets(start, tile, channels, C, HW, LAYOUT)
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0, eviction_policy="evict_first").to(acc)
         y = normalised(x, mean, scale, shift)
@@ -91,14 +91,14 @@ def _apply(
             y += z
         y = y.to(y_ptr.dtype.element_ty)
         if RELU:
-            keep = kept(y)
-            y = tl.where(keep, y, 0.0)
+            active = kept(y)
+            y = tl.where(active, y, 0.0)
             if mask_ptr is not None:
                 packed = tl.program_id(1) * (BLOCK_CHANNELS // 8) + tl.arange(0, BLOCK_CHANNELS // 8)
-                bytes_known = inside_rows[:, None] & (packed < tl.cdiv(C, 8))[None, :]
-                bits = pack_bits(keep, BLOCK_ROWS, BLOCK_CHANNELS)
-                at = tile_offsets(start, tile, packed, tl.cdiv(C, 8), HW, LAYOUT)
-                tl.store(mask_ptr + at, bits, mask=bytes_known)
+                valid_bytes = inside_rows[:, None] & (packed < tl.cdiv(C, 8))[None, :]
+                bits = pack_bits(active, BLOCK_ROWS, BLOCK_CHANNELS)
+                mask_offsets = tile_offsets(start, tile, packed, tl.cdiv(C, 8), HW, LAYOUT)
+                tl.store(mask_ptr + mask_offsets, bits, mask=valid_bytes)
         tl.store(y_ptr + offsets, y, mask=inside)
 
 
@@ -110,11 +110,11 @@ def bn_act_forward(
     *,
     training: bool,
     relu: bool,
-    known: tuple[Tensor, int] | None = None,
+    x_partials: tuple[Tensor, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y like x, statistics [2 or 4, C], and the mask [N, ceil(C / 8), H, W] of bytes, or [0] where none is kept.
+    """Return y like x, statistics [2 or 4, C], and the mask [N, ceil(C / 8), H, W] of bytes, or [0] if it has none.
 
-    In training `known` may be the partial statistics of x and the rows of a part, which are else taken here.
+    In training `x_partials` may be the partial statistics of x and the rows of a part, otherwise they are taken here.
     """
     require_runnable(x.device)
     x = dense(x)
@@ -125,7 +125,7 @@ def bn_act_forward(
     statistics = x.new_empty((2 if z_norm is None else 4, matrix.channels), dtype=matrix.sums)
     partials, rows_per_part = None, 0
     if training:
-        partials, rows_per_part = known or partial_statistics(x, z if z_norm else None, matrix)
+        partials, rows_per_part = x_partials or partial_statistics(x, z if z_norm else None, matrix)
     plan = launch("apply" if z_norm is None else "apply dual", matrix)
     wrap_triton(_apply)[plan.grid](
         y, mask, statistics, x, z, partials,
@@ -140,7 +140,7 @@ def bn_act_forward(
 
 
 def _empty_mask(x: Tensor) -> Tensor:
-    """[N, ceil(C / 8), H, W] bytes in the memory format of dense x."""
+    """Allocate a mask [N, ceil(C / 8), H, W] of bytes in the memory format of dense x."""
     n, channels, height, width = x.shape
     shape = (n, (channels + 7) // 8, height, width)
     return empty_laid_out_like(x, shape, torch.uint8)
@@ -176,8 +176,8 @@ def _bn_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     norm = Norm(weight, bias, None, None, eps)
     bits, activation = _activation(mask, relu)
-    found = bn_backward(dy, x, None, norm, None, statistics, bits, training=training, activation=activation)
-    return found.x, present(found.z, x), present(found.weight, x), present(found.bias, x)
+    gradients = bn_backward(dy, x, None, norm, None, statistics, bits, training=training, activation=activation)
+    return gradients.x, present(gradients.z, x), present(gradients.weight, x), present(gradients.bias, x)
 
 
 @triton_op("resbench::bn_act_dual")
@@ -220,13 +220,13 @@ def _bn_act_dual_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     norm, z_norm = Norm(weight, bias, None, None, eps), Norm(z_weight, z_bias, None, None, z_eps)
     bits, activation = _activation(mask, relu)
-    found = bn_backward(dy, x, z, norm, z_norm, statistics, bits, training=training, activation=activation)
-    dx, dz, dweight, dbias, dz_weight, dz_bias = (present(gradient, x) for gradient in found)
+    gradients = bn_backward(dy, x, z, norm, z_norm, statistics, bits, training=training, activation=activation)
+    dx, dz, dweight, dbias, dz_weight, dz_bias = (present(gradient, x) for gradient in gradients)
     return dx, dz, dweight, dbias, dz_weight, dz_bias
 
 
 def _activation(mask: Tensor, relu: bool) -> tuple[Tensor | None, Activation]:
-    """The mask of the forward pass, if it kept one, and what it masks."""
+    """Return the mask of the forward pass, if it saved one, and the activation to differentiate."""
     if not relu:
         return None, "none"
     return (mask, "bits") if mask.numel() else (None, "from x")
@@ -235,7 +235,7 @@ def _activation(mask: Tensor, relu: bool) -> tuple[Tensor | None, Activation]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's
     x, weight, bias, _, _, ctx.eps, z, ctx.training, ctx.relu = inputs
     ctx.has_residual = z is not None
-    keep(ctx, output, x, weight, bias)
+    save_for_backward(ctx, output, x, weight, bias)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
@@ -247,7 +247,7 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: 
 
 def _setup_dual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's
     x, weight, bias, _, _, ctx.eps, z, z_weight, z_bias, _, _, ctx.z_eps, ctx.training, ctx.relu = inputs
-    keep(ctx, output, x, weight, bias, z, z_weight, z_bias)
+    save_for_backward(ctx, output, x, weight, bias, z, z_weight, z_bias)
 
 
 def _differentiate_dual(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
@@ -255,8 +255,11 @@ def _differentiate_dual(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # n
     dx, dz, *parameters = _bn_act_dual_backward(
         dy, x, weight, bias, ctx.eps, z, z_weight, z_bias, ctx.z_eps, statistics, mask, ctx.training, ctx.relu
     )
-    of_x, of_z = absent(parameters[:2], (weight, bias)), absent(parameters[2:], (z_weight, z_bias))
-    return dx, *of_x, None, None, None, dz, *of_z, None, None, None, None, None
+    norm_gradients, z_norm_gradients = (
+        absent(parameters[:2], (weight, bias)),
+        absent(parameters[2:], (z_weight, z_bias)),
+    )
+    return dx, *norm_gradients, None, None, None, dz, *z_norm_gradients, None, None, None, None, None
 
 
 differentiable(_bn_act, _differentiate, _setup)
@@ -268,18 +271,18 @@ differentiable_once(_bn_act_dual_backward)
 def bn_act(
     x: Tensor, norm: Norm, z: Tensor | None = None, z_norm: Norm | None = None, *, training: bool, relu: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """act(bn(x)), act(bn(x) + z) or act(bn(x) + bn_z(z)), differentiable once.
+    """Compute act(bn(x)), act(bn(x) + z) or act(bn(x) + bn_z(z)), differentiable once.
 
     The maths is that of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, and the gradients of their
     section 3. Everything is computed in fp32 (fp64 where x is fp64) and rounded once, when y is written.
 
     Args:
         x: [N, C, H, W], fp16, bf16, fp32 or fp64.
-        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+        norm: its BatchNorm. Running statistics are ignored in training, and never updated here:
             `resnet.FusedBatchNormAct2d` does that as well.
         z: [N, C, H, W], or a shape that broadcasts to it; another dtype is converted to x's.
-        z_norm: the BatchNorm of z, if it has one. Without z it is not looked at.
-        training: normalise by the statistics of the batch, else by the running ones.
+        z_norm: the BatchNorm of z, if it has one. It is ignored without z.
+        training: normalise by the statistics of the batch, otherwise by the running statistics.
         relu: apply a ReLU at the end.
 
     Returns:
@@ -319,7 +322,7 @@ def bn_act(
 
 
 def _oracle(operands: Operands, training: bool, *, relu: bool) -> Tensor:
-    """The same in plain PyTorch, in the order of a residual block."""
+    """Compute the same in plain PyTorch, in the order of a residual block."""
     x, norm, z, z_norm = operands
     y = plain_batch_norm(x, norm, training)
     if z is not None:

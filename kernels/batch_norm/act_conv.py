@@ -1,10 +1,11 @@
-"""BatchNorm, ReLU and the convolution behind them as one node of autograd that does not keep what lies between.
+"""BatchNorm, ReLU and the convolution that follows as one autograd node that does not save the tensor between them.
 
     out = conv(relu(bn(x)))
 
-Autograd keeps y = relu(bn(x)) for the gradient of the convolution's weight. Here only x is kept, which the BatchNorm
-needs anyway, and backward makes y again from it: one read of x and one write of y more, one tensor less in memory. Chen
-et al., "Training Deep Nets with Sublinear Memory Cost" (2016), at no cost of convolutions. The products are cuDNN's.
+Autograd saves y = relu(bn(x)) for the gradient of the convolution's weight. Here only x is saved, which the BatchNorm
+needs anyway, and the backward pass recomputes y from it: one more read of x and write of y, one tensor less in memory.
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), without recomputing convolutions. The convolutions
+are cuDNN's.
 """
 
 from typing import Any
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from kernels.batch_norm.act import bn_act_forward
 from kernels.batch_norm.backward import bn_backward
 from kernels.kernel import Norm, require_fitting
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.launch.autograd import absent, differentiable, differentiable_once, present, save_for_backward
 from kernels.launch.runtime import triton_op
 
-_NOT_TRANSPOSED = (False, [0, 0])  # and the padding of its output
+_NOT_TRANSPOSED = (False, [0, 0])  # and no output padding
 
 
 @triton_op("resbench::bn_act_conv")
@@ -58,17 +59,17 @@ def _bn_act_conv_backward(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     norm = Norm(weight, bias, statistics[0], statistics[1], eps)
-    y, _, _ = bn_act_forward(x, None, norm, None, training=False, relu=True)  # the same bits: the same statistics
+    y, _, _ = bn_act_forward(x, None, norm, None, training=False, relu=True)  # equal bit for bit: the same statistics
     dy, dfilters, _ = torch.ops.aten.convolution_backward(
         dout, y, filters, None, stride, padding, dilation, *_NOT_TRANSPOSED, groups, [True, True, False]
     )
-    found = bn_backward(dy, x, None, norm, None, statistics, None, training=training, activation="from x")
-    return found.x, present(found.weight, x), present(found.bias, x), dfilters
+    gradients = bn_backward(dy, x, None, norm, None, statistics, None, training=training, activation="from x")
+    return gradients.x, present(gradients.weight, x), present(gradients.bias, x), dfilters
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's
     x, weight, bias, _, _, ctx.eps, filters, *ctx.convolution, ctx.training = inputs
-    keep(ctx, output, x, weight, bias, filters)
+    save_for_backward(ctx, output, x, weight, bias, filters)
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
@@ -91,11 +92,11 @@ def bn_act_conv(x: Tensor, norm: Norm, conv: nn.Conv2d, filters: Tensor, *, trai
 
     Args:
         x: [N, C, H, W], fp16, bf16, fp32 or fp64, not empty.
-        norm: its BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+        norm: its BatchNorm. Running statistics are ignored in training, and never updated here:
             `resnet.FusedBatchNormAct2d.into` does that as well.
         conv: gives stride, padding, dilation and groups; without bias, padded by a number of zeros.
         filters: its weight [C_out, C / groups, KH, KW] in the dtype of x.
-        training: normalise by the statistics of the batch, else by the running ones.
+        training: normalise by the statistics of the batch, otherwise by the running statistics.
 
     Returns:
         out: [N, C_out, H_out, W_out], in the dtype of x.

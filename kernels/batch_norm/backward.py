@@ -1,16 +1,16 @@
-"""The backward pass of every fused BatchNorm, whatever lies between its output and the gradient: two passes.
+"""The backward pass of every fused BatchNorm and the activation that follows it: two passes.
 
 Ioffe and Szegedy, "Batch Normalization" (2015), section 3, with g the gradient of the BatchNorm's output, n rows, and
 x_hat = (x - mean) / sqrt(var + eps):
 
     dbias = sum g,  dweight = sum g * x_hat,  dx = weight / sqrt(var + eps) * (g - dbias / n - x_hat * dweight / n)
 
-`_reduce` takes the sums, in parts; `_gradient` merges them in its prologue (every program for itself, in one order: no
-launch of its own, and no atomics) and writes dx, walking every run of rows backwards, because what the first pass has
-read last is still in L2. In evaluation the statistics are constants and the terms behind g vanish: `_reduce` writes dx
-at once. A projected shortcut, bn(x) + bn(z), shares g: both of its gradients come out of the same two passes.
+`_reduce` takes the sums, in parts; `_gradient` merges them in its prologue (every program for itself, in a fixed order:
+without a launch of its own, and without atomics) and writes dx, walking every run of rows backwards, because what the
+first pass read last is still in L2. In evaluation the statistics are constants and the terms after g vanish: `_reduce`
+writes dx itself. A projected shortcut, bn(x) + bn(z), shares g: the same two passes give the gradients of both.
 
-Touches (see `kernels.batch_norm.act`): R dy x, R dy x, W dx; for a residual R dy x, W g, R g x, W dx, g being its
+Touches (see `kernels.batch_norm.act`): R dy x, R dy x, W dx; for a residual R dy x, W g, R g x, W dx, where g is its
 gradient.
 """
 
@@ -30,15 +30,15 @@ from kernels.launch.runtime import require_runnable, wrap_triton
 from kernels.launch.tiles import pixel_offsets, tile_offsets, unpack_bits
 
 Activation = Literal["none", "from x", "bits", "pool"]
-"""What lies between a BatchNorm's output and dy: nothing; a ReLU whose mask is found again from x; a ReLU whose mask is
-kept; a ReLU and the max-pooling of the stem, which keeps the places of its maxima."""
+"""The operations after a BatchNorm: none; a ReLU whose mask is recomputed from x; a ReLU whose mask was saved; a ReLU
+and the max-pooling of the stem, which saved the places of its maxima."""
 
 
 @triton.jit
 def _unpooled(dy_ptr, where_ptr, start, tile, channels, inside, C, HW, W, acc: tl.constexpr, LAYOUT: tl.constexpr):
-    """What a 3x3 max-pooling of stride 2 and padding 1 hands back to rows start + tile: [R, B] in fp32 or fp64.
+    """Gradient [R, B] of rows start + tile through a 3x3 max-pooling of stride 2 and padding 1, in fp32 or fp64.
 
-    Up to four windows hold a pixel, two where h is odd times two where w is; each gives its gradient to one pixel.
+    Up to four windows contain a pixel: two if h is odd, times two if w is. Each gives its gradient to one pixel.
     """
     OH = (HW // W + 1) // 2
     OW = (W + 1) // 2
@@ -53,11 +53,11 @@ def _unpooled(dy_ptr, where_ptr, start, tile, channels, inside, C, HW, W, acc: t
         ow = (w + corner % 2) // 2
         tap = (h - 2 * oh + 1) * 3 + (w - 2 * ow + 1)
         holds = (h % 2 >= corner // 2) & (w % 2 >= corner % 2) & (oh < OH) & (ow < OW)
-        here = inside & holds[:, None]
+        contributes = inside & holds[:, None]
         offsets = pixel_offsets(image, oh * OW + ow, channels, C, OH * OW, LAYOUT)
-        chosen = tl.load(where_ptr + offsets, mask=here, other=255)
-        here &= chosen == tap[:, None]
-        total += tl.load(dy_ptr + offsets, mask=here, other=0.0).to(acc)
+        chosen = tl.load(where_ptr + offsets, mask=contributes, other=255)
+        contributes &= chosen == tap[:, None]
+        total += tl.load(dy_ptr + offsets, mask=contributes, other=0.0).to(acc)
     return total
 
 
@@ -67,7 +67,7 @@ def _behind_activation(
     ROUNDED: tl.constexpr, ACTIVATION: tl.constexpr, POLICY: tl.constexpr, LAYOUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """g [R, B], the gradient of the BatchNorm's output: dy behind the activation."""
+    """g [R, B], the gradient of the BatchNorm's output: dy taken back through the activation."""
     if ACTIVATION == "pool":
         g = _unpooled(dy_ptr, mask_ptr, start, tile, channels, inside, C, HW, W, x.dtype, LAYOUT)
     else:
@@ -76,9 +76,9 @@ def _behind_activation(
             g = tl.where(kept(normalised(x, mean, scale, shift).to(ROUNDED)), g, 0.0)
         elif ACTIVATION == "bits":
             packed = tl.program_id(1) * (BLOCK_CHANNELS // 8) + tl.arange(0, BLOCK_CHANNELS // 8)
-            at = tile_offsets(start, tile, packed, tl.cdiv(C, 8), HW, LAYOUT)
-            known = inside_rows[:, None] & (packed < tl.cdiv(C, 8))[None, :]
-            bits = tl.load(mask_ptr + at, mask=known, other=0, eviction_policy=POLICY)
+            mask_offsets = tile_offsets(start, tile, packed, tl.cdiv(C, 8), HW, LAYOUT)
+            valid_bytes = inside_rows[:, None] & (packed < tl.cdiv(C, 8))[None, :]
+            bits = tl.load(mask_ptr + mask_offsets, mask=valid_bytes, other=0, eviction_policy=POLICY)
             g = tl.where(unpack_bits(bits, BLOCK_ROWS, BLOCK_CHANNELS) != 0, g, 0.0)
     return g
 
@@ -88,10 +88,10 @@ def _reduce(
     sums_ptr,  # [2, runs, C] or for dual [3, runs, C]: sum of g, of g * x_hat and of g * z_hat over each run; written
     dx_ptr,  # [rows, C], written in evaluation, else None
     dz_ptr,  # [rows, C], written for a residual and, for dual, in evaluation; else None
-    dy_ptr,  # [rows, C], or behind a pooling [N, C, ceil(H / 2), ceil(W / 2)]
+    dy_ptr,  # [rows, C], or for a pooling [N, C, ceil(H / 2), ceil(W / 2)]
     x_ptr,  # [rows, C]
     z_ptr,  # [rows, C] for dual, else None
-    mask_ptr,  # [rows, ceil(C / 8)] bits, or behind a pooling the places of maxima, like dy; or None
+    mask_ptr,  # [rows, ceil(C / 8)] bits, or for a pooling the places of maxima, like dy; or None
     statistics_ptr,  # [2 or 4, C]
     weight_ptr, bias_ptr, z_weight_ptr,  # [C] or None
     rows, C, HW, W, rows_per_run,
@@ -100,7 +100,7 @@ def _reduce(
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    known = channels < C
+    valid = channels < C
     mean, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS)
     shift = shift_of(bias_ptr, mean, channels, C)
     if z_ptr is not None:
@@ -113,7 +113,7 @@ def _reduce(
     along_z = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], dtype=acc)
     for start in range(first, last, BLOCK_ROWS):
         inside_rows = start + tile < last
-        inside = inside_rows[:, None] & known[None, :]
+        inside = inside_rows[:, None] & valid[None, :]
         offsets = tile_offsets(start, tile, channels, C, HW, LAYOUT)
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0, eviction_policy="evict_last").to(acc)
         g = _behind_activation(
@@ -133,15 +133,15 @@ def _reduce(
             tl.store(dz_ptr + offsets, g.to(dz_ptr.dtype.element_ty), mask=inside)
     plane = tl.num_programs(0).to(tl.int64) * C
     out = sums_ptr + tl.program_id(0).to(tl.int64) * C + channels
-    tl.store(out, tl.sum(total, axis=0), mask=known)
-    tl.store(out + plane, tl.sum(along_x, axis=0) * rstd, mask=known)
+    tl.store(out, tl.sum(total, axis=0), mask=valid)
+    tl.store(out + plane, tl.sum(along_x, axis=0) * rstd, mask=valid)
     if z_ptr is not None:
-        tl.store(out + 2 * plane, tl.sum(along_z, axis=0) * z_rstd, mask=known)
+        tl.store(out + 2 * plane, tl.sum(along_z, axis=0) * z_rstd, mask=valid)
 
 
 @triton.jit
 def _merged_sum(sums_ptr, channels, C, parts):
-    """The sum [B] over parts of [parts, C]."""
+    """The sum [B] of sums [parts, C] over parts."""
     total = tl.zeros([MERGED_RUNS, channels.shape[0]], dtype=sums_ptr.dtype.element_ty)
     for start in range(0, parts, MERGED_RUNS):
         part = start + tl.arange(0, MERGED_RUNS)
@@ -158,7 +158,7 @@ def _line(sum_g, sum_along, rstd, scale, rows):
 
 @triton.jit
 def _on_line(g, deviation, scale, slope, offset):
-    """The gradient [R, B] of a BatchNorm in training."""
+    """The input gradient [R, B] of a BatchNorm in training."""
     return tl.fma(g, scale[None, :], tl.fma(deviation, slope[None, :], offset[None, :]))
 
 
@@ -167,10 +167,10 @@ def _gradient(
     dx_ptr,  # [rows, C], written
     dz_ptr,  # [rows, C] for dual, written; else None
     dweight_ptr, dbias_ptr, z_dweight_ptr, z_dbias_ptr,  # [C], written; or None
-    dy_ptr,  # [rows, C], or behind a pooling [N, C, ceil(H / 2), ceil(W / 2)]
+    dy_ptr,  # [rows, C], or for a pooling [N, C, ceil(H / 2), ceil(W / 2)]
     x_ptr,  # [rows, C]
     z_ptr,  # [rows, C] for dual, else None
-    mask_ptr,  # [rows, ceil(C / 8)] bits, or behind a pooling the places of maxima, like dy; or None
+    mask_ptr,  # [rows, ceil(C / 8)] bits, or for a pooling the places of maxima, like dy; or None
     statistics_ptr,  # [2 or 4, C]
     sums_ptr,  # [2 or 3, parts, C] of _reduce
     weight_ptr, bias_ptr, z_weight_ptr,  # [C] or None
@@ -181,14 +181,14 @@ def _gradient(
     acc = statistics_ptr.dtype.element_ty
     count = tl.cast(rows, acc)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    known = channels < C
+    valid = channels < C
     plane = tl.cast(parts, tl.int64) * C
     sum_g = _merged_sum(sums_ptr, channels, C, parts)
     sum_along = _merged_sum(sums_ptr + plane, channels, C, parts)
     mean, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS)
     shift = shift_of(bias_ptr, mean, channels, C)
     slope, offset = _line(sum_g, sum_along, rstd, scale, count)
-    writes_sums = known & (tl.program_id(0) == 0)
+    writes_sums = valid & (tl.program_id(0) == 0)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + channels, sum_g.to(dbias_ptr.dtype.element_ty), mask=writes_sums)
     if dweight_ptr is not None:
@@ -208,7 +208,7 @@ def _gradient(
     for step in range(tiles):
         start = first + (tiles - 1 - step) * BLOCK_ROWS
         inside_rows = start + tile < last
-        inside = inside_rows[:, None] & known[None, :]
+        inside = inside_rows[:, None] & valid[None, :]
         offsets = tile_offsets(start, tile, channels, C, HW, LAYOUT)
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0, eviction_policy="evict_first").to(acc)
         g = _behind_activation(
@@ -224,7 +224,7 @@ def _gradient(
 
 
 class Gradients(NamedTuple):
-    """Of x and z, then of the parameters of x's BatchNorm and of z's; None where there is nothing."""
+    """The gradients of x and z, and of the parameters of their BatchNorms; None for what does not exist."""
 
     x: Tensor
     z: Tensor | None
@@ -238,18 +238,18 @@ def bn_backward(
     dy: Tensor, x: Tensor, z: Tensor | None, norm: Norm, z_norm: Norm | None, statistics: Tensor, mask: Tensor | None,
     *, training: bool, activation: Activation,
 ) -> Gradients:  # fmt: skip
-    """Gradients of act(bn(x)), act(bn(x) + residual) or act(bn(x) + bn(z)).
+    """Compute the gradients of act(bn(x)), act(bn(x) + residual) or act(bn(x) + bn(z)).
 
     Args:
-        dy: gradient of the result, like x; behind a pooling [N, C, ceil(H / 2), ceil(W / 2)].
+        dy: gradient of the result, like x; for a pooling [N, C, ceil(H / 2), ceil(W / 2)].
         x: [N, C, H, W].
-        z: like x, what a second BatchNorm took. A residual is not asked for: its gradient is g.
-        norm: the BatchNorm of x; its running statistics are not looked at.
+        z: like x, the input of a second BatchNorm. A residual is not needed: its gradient is g.
+        norm: the BatchNorm of x; its running statistics are ignored.
         z_norm: the BatchNorm of z.
         statistics: [2, C], or [4, C] with z: mean and biased variance that the forward pass used.
-        mask: of "bits" and "pool".
+        mask: the saved mask of "bits", or the places of maxima of "pool".
         training: whether the statistics were those of the batch, so that gradients flow through them.
-        activation: what lies between the BatchNorm and dy; with "bits" and no z, the residual's gradient is written.
+        activation: what follows the BatchNorm; with "bits" and no z, the gradient of the residual is returned as z's.
     """
     require_runnable(x.device)
     x = dense(x)
@@ -272,9 +272,10 @@ def bn_backward(
     )  # fmt: skip
     if dx is not None:
         parameters = (norm.weight, norm.bias, second.weight, second.bias)
-        totals = sums.sum(1)  # by views of it: to index by numbers would ask the host
-        found = zip((totals[1], totals[0], totals[-1], totals[0]), parameters, strict=True)
-        return Gradients(dx, dz, *(None if of is None else total.to(of.dtype, copy=True) for total, of in found))
+        totals = sums.sum(1)  # rows are taken as views: indexing by a list would copy it from the host
+        pairs = zip((totals[1], totals[0], totals[-1], totals[0]), parameters, strict=True)
+        gradients = (None if parameter is None else total.to(parameter.dtype, copy=True) for total, parameter in pairs)
+        return Gradients(dx, dz, *gradients)
     if dz is not None:
         masked = bn_gradient(dz, x, None, norm, None, statistics, None, sums, activation="none")
         return masked._replace(z=dz)
@@ -285,15 +286,18 @@ def bn_gradient(
     dy: Tensor, x: Tensor, z: Tensor | None, norm: Norm, z_norm: Norm | None, statistics: Tensor, mask: Tensor | None,
     sums: Tensor, *, activation: Activation,
 ) -> Gradients:  # fmt: skip
-    """The second pass of `bn_backward` in training, on dense tensors in one memory format.
+    """Run the second pass of `bn_backward` in training, on dense tensors in one memory format.
 
-    Args as there, and sums [2 or 3, parts, C]: in parts sum g, sum g * x_hat and with z sum g * z_hat.
+    Takes the same arguments, and sums [2 or 3, parts, C]: the parts of sum g, of sum g * x_hat and with z of
+    sum g * z_hat.
     """
     matrix = Matrix.of(x)
     norm, second = norm.contiguous(), (z_norm or NO_NORM).contiguous()
     dx, dz = torch.empty_like(x), None if z is None else torch.empty_like(z)
     parameters = (norm.weight, norm.bias, second.weight, second.bias)
-    dweight, dbias, dz_weight, dz_bias = (None if of is None else torch.empty_like(of) for of in parameters)
+    dweight, dbias, dz_weight, dz_bias = (
+        None if parameter is None else torch.empty_like(parameter) for parameter in parameters
+    )
     _, gradient = _passes(activation, dual=z is not None)
     plan = launch(gradient, matrix)
     wrap_triton(_gradient)[plan.grid](

@@ -1,4 +1,4 @@
-"""Device functions of BatchNorm itself, shared by forward and backward so that both find the same bits."""
+"""Device functions of BatchNorm itself, shared by forward and backward so that both compute the same bits."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from kernels.batch_norm.statistics import merged_statistics
 
 @triton.jit
 def rstd_and_scale(var, weight_ptr, channels, C, EPS: tl.constexpr):
-    """1 / sqrt(var + eps) [B], and that times the weight."""
+    """Return rstd = 1 / sqrt(var + eps) [B], and scale = rstd * weight."""
     rstd = tl.rsqrt(var + EPS)
     scale = rstd
     if weight_ptr is not None:
@@ -18,7 +18,7 @@ def rstd_and_scale(var, weight_ptr, channels, C, EPS: tl.constexpr):
 
 @triton.jit
 def saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS: tl.constexpr):
-    """mean, rstd and scale [B] of one BatchNorm, as its forward pass found them: statistics [2, C]."""
+    """Return mean, rstd and scale [B] of one BatchNorm from the statistics [2, C] of its forward pass."""
     mean = tl.load(statistics_ptr + channels, mask=channels < C, other=0.0)
     var = tl.load(statistics_ptr + C + channels, mask=channels < C, other=1.0)
     rstd, scale = rstd_and_scale(var, weight_ptr, channels, C, EPS)
@@ -27,7 +27,7 @@ def saved_statistics(statistics_ptr, weight_ptr, channels, C, EPS: tl.constexpr)
 
 @triton.jit
 def shift_of(bias_ptr, mean, channels, C):
-    """The bias [B], zero where there is none."""
+    """Return the bias [B], or zeros if there is none."""
     shift = tl.zeros_like(mean)
     if bias_ptr is not None:
         shift = tl.load(bias_ptr + channels, mask=channels < C, other=0.0).to(mean.dtype)
@@ -36,13 +36,13 @@ def shift_of(bias_ptr, mean, channels, C):
 
 @triton.jit
 def normalised(x, mean, scale, shift):
-    """BatchNorm of a tile [R, B], the same bits in every kernel; the difference first, exact where |mean| >> std."""
+    """Normalise a tile [R, B], the same bits in every kernel; subtracting first stays exact where |mean| >> std."""
     return tl.fma(x - mean[None, :], scale[None, :], shift[None, :])
 
 
 @triton.jit
 def kept(y):
-    """Where ReLU lets a rounded value and its gradient pass; NaN passes, as in torch."""
+    """Return where ReLU passes a rounded value and its gradient; NaN passes, as in torch."""
     return (y <= 0) == 0
 
 
@@ -51,15 +51,15 @@ def branch(
     partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
     rows, C, rows_per_part, parts, EPS: tl.constexpr,
 ):  # fmt: skip
-    """mean, scale and shift [B] of one BatchNorm; one program of each block of channels keeps mean and variance."""
-    known = channels < C
+    """Return mean, scale and shift [B] of one BatchNorm; the first program of each column stores its statistics."""
+    valid = channels < C
     if partials_ptr is not None:
         mean, var = merged_statistics(partials_ptr, channels, rows, C, rows_per_part, parts)
     else:
-        mean = tl.load(running_mean_ptr + channels, mask=known, other=0.0).to(statistics_ptr.dtype.element_ty)
-        var = tl.load(running_var_ptr + channels, mask=known, other=0.0).to(statistics_ptr.dtype.element_ty)
+        mean = tl.load(running_mean_ptr + channels, mask=valid, other=0.0).to(statistics_ptr.dtype.element_ty)
+        var = tl.load(running_var_ptr + channels, mask=valid, other=0.0).to(statistics_ptr.dtype.element_ty)
     if tl.program_id(0) == 0:
-        tl.store(statistics_ptr + channels, mean, mask=known)
-        tl.store(statistics_ptr + C + channels, var, mask=known)
+        tl.store(statistics_ptr + channels, mean, mask=valid)
+        tl.store(statistics_ptr + C + channels, var, mask=valid)
     _, scale = rstd_and_scale(var, weight_ptr, channels, C, EPS)
     return mean, scale, shift_of(bias_ptr, mean, channels, C)

@@ -2,16 +2,16 @@
 
     y = max_pool2d(relu(bn(x)), kernel_size=3, stride=2, padding=1)
 
-The largest activation of the network is never written normalised. What backward needs is the place of each maximum in
-its window, one byte (torch keeps eight): 0 to 8 from the top left, or DEAD where the ReLU let nothing pass.
+The largest activation of the network is never written normalised. The backward pass needs the place of each maximum in
+its window, one byte (torch stores eight): 0 to 8 from the top left, or DEAD where the ReLU passed nothing.
 
-Touches (times that a tensor of x's size is read or written) and launches:
+Touches (reads and writes of a tensor of x's size) and launches:
 
-    training forward    R x, R x, W y (1/4) and places (1/4 byte an element)     2 launches
+    training forward    R x, R x, W y (1/4) and places (1/4 byte per element)    2 launches
     training backward   R dy (1/4), places, x, again, W dx                       2
     evaluation          R x, W y, places; R dy, places, x, W dx                  1; 1 and a sum over programs
 
-Windows overlap: their values come 2.25 times out of the caches, once out of memory.
+Windows overlap: each value is read once from memory, and 2.25 times from the caches.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from kernels.batch_norm.backward import bn_backward
 from kernels.batch_norm.normalise import branch, kept, normalised
 from kernels.batch_norm.statistics import partial_statistics
 from kernels.kernel import Kernel, Norm, Operands, plain_batch_norm, require_fitting
-from kernels.launch.autograd import absent, differentiable, differentiable_once, keep, present
+from kernels.launch.autograd import absent, differentiable, differentiable_once, present, save_for_backward
 from kernels.launch.layout import Matrix, dense, empty_laid_out_like
 from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
@@ -48,7 +48,7 @@ def _pool(
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    known = channels < C
+    valid = channels < C
     mean, scale, shift = branch(
         partials_ptr, running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, statistics_ptr, channels,
         rows, C, rows_per_part, parts, EPS,
@@ -65,21 +65,21 @@ def _pool(
         pixel = within % OHW
         top = pixel // OW * 2 - 1
         left = pixel % OW * 2 - 1
-        best = tl.full([BLOCK_ROWS, BLOCK_CHANNELS], -1.0, dtype=acc)  # below all that a ReLU lets pass
+        best = tl.full([BLOCK_ROWS, BLOCK_CHANNELS], -1.0, dtype=acc)  # below every value after a ReLU
         place = tl.full([BLOCK_ROWS, BLOCK_CHANNELS], _DEAD, dtype=tl.int32)
         for tap in tl.static_range(9):
             h = top + tap // 3
             w = left + tap % 3
-            inside = (inside_rows & (h >= 0) & (h < HW // W) & (w >= 0) & (w < W))[:, None] & known[None, :]
+            inside = (inside_rows & (h >= 0) & (h < HW // W) & (w >= 0) & (w < W))[:, None] & valid[None, :]
             x = tl.load(x_ptr + pixel_offsets(image, h * W + w, channels, C, HW, LAYOUT), mask=inside, other=0.0)
             y = normalised(x.to(acc), mean, scale, shift).to(y_ptr.dtype.element_ty)
             active = kept(y)
             y = tl.where(active, y, 0.0).to(acc)
-            better = inside & ((y > best) | (y != y))  # noqa: PLR0124 - NaN wins, and the first of equals
+            better = inside & ((y > best) | (y != y))  # noqa: PLR0124 - NaN wins, then the first of equal values
             best = tl.where(better, y, best)
             place = tl.where(better, tl.where(active, tap, _DEAD), place)
         out = pixel_offsets(image, pixel, channels, C, OHW, LAYOUT)
-        inside = inside_rows[:, None] & known[None, :]
+        inside = inside_rows[:, None] & valid[None, :]
         tl.store(y_ptr + out, best.to(y_ptr.dtype.element_ty), mask=inside)
         tl.store(places_ptr + out, place.to(tl.uint8), mask=inside)
 
@@ -127,13 +127,13 @@ def _bn_pool_backward(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     norm = Norm(weight, bias, None, None, eps)
-    found = bn_backward(dy, x, None, norm, None, statistics, places, training=training, activation="pool")
-    return found.x, present(found.weight, x), present(found.bias, x)
+    gradients = bn_backward(dy, x, None, norm, None, statistics, places, training=training, activation="pool")
+    return gradients.x, present(gradients.weight, x), present(gradients.bias, x)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's
     x, weight, bias, _, _, ctx.eps, ctx.training = inputs
-    keep(ctx, output, x, weight, bias)
+    save_for_backward(ctx, output, x, weight, bias)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
@@ -147,16 +147,16 @@ differentiable_once(_bn_pool_backward)
 
 
 def bn_pool(x: Tensor, norm: Norm, *, training: bool) -> tuple[Tensor, Tensor]:
-    """max_pool2d(relu(bn(x)), 3, stride=2, padding=1), differentiable once.
+    """Compute max_pool2d(relu(bn(x)), 3, stride=2, padding=1), differentiable once.
 
     It is the stem of He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, with the BatchNorm of
     `bn_act`. Of equal values in a window the first has the gradient.
 
     Args:
         x: [N, C, H, W], fp16, bf16, fp32 or fp64.
-        norm: the BatchNorm. In training the running statistics are not looked at, and nothing updates them here:
+        norm: the BatchNorm. Running statistics are ignored in training, and never updated here:
             `resnet.FusedBatchNormAct2d.pool` does that as well.
-        training: normalise by the statistics of the batch, else by the running ones.
+        training: normalise by the statistics of the batch, otherwise by the running statistics.
 
     Returns:
         y: [N, C, ceil(H / 2), ceil(W / 2)], in the dtype of x.
@@ -187,7 +187,7 @@ def bn_pool(x: Tensor, norm: Norm, *, training: bool) -> tuple[Tensor, Tensor]:
 
 
 def _oracle(operands: Operands, training: bool) -> Tensor:
-    """The same in plain PyTorch."""
+    """Compute the same in plain PyTorch."""
     y = F.relu(plain_batch_norm(operands.x, operands.norm, training))
     return F.max_pool2d(y, kernel_size=3, stride=2, padding=1)
 

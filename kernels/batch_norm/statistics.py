@@ -1,8 +1,8 @@
-"""Statistics of a batch per channel: the first pass of every BatchNorm in training, and how its parts are merged.
+"""Batch statistics per channel: the first pass of every BatchNorm in training, and the merging of its parts.
 
 `partial_statistics` reads x once (1 touch) and leaves a mean and a sum of squared deviations for each run of rows. The
-pass that normalises merges them in its prologue, every program for itself and all in the same order, so that no launch
-of its own is needed and two runs are equal bit for bit.
+pass that normalises merges them in its prologue, every program for itself and all in the same order, so that merging
+needs no launch of its own and two runs are equal bit for bit.
 
 Sums are taken of x - pivot, the pivot being the mean of the run's first tile: with n rows in a run and b in a tile,
 |pivot - mean|^2 <= n/b * variance (Cauchy-Schwarz), so that cancellation costs at most n/b units of rounding, however
@@ -19,23 +19,23 @@ from kernels.launch.passes import launch
 from kernels.launch.runtime import require_runnable, triton_op, wrap_triton
 from kernels.launch.tiles import tile_offsets
 
-MERGED_RUNS = tl.constexpr(32)  # partial sums that are read at a time
+MERGED_RUNS = tl.constexpr(32)  # partial sums read at a time
 
 
 @triton.jit
 def _store_run(x_ptr, partials_ptr, first, last, channels, C, HW, runs, LAYOUT: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Mean and sum of squared deviations of rows first to last of x [rows, C], into partials [2, runs, C]."""
+    """Store the mean and sum of squared deviations of rows first to last of x [rows, C] in partials [2, runs, C]."""
     acc = partials_ptr.dtype.element_ty
     rows = tl.arange(0, BLOCK_ROWS)
-    known = channels < C
-    inside = (first + rows < last)[:, None] & known[None, :]
+    valid = channels < C
+    inside = (first + rows < last)[:, None] & valid[None, :]
     x = tl.load(x_ptr + tile_offsets(first, rows, channels, C, HW, LAYOUT), mask=inside, other=0.0).to(acc)
     pivot = tl.sum(x, axis=0) / tl.minimum(last - first, BLOCK_ROWS).to(acc)
     deviation = tl.where(inside, x - pivot[None, :], 0.0)
     total = deviation
     squares = deviation * deviation
     for start in range(first + BLOCK_ROWS, last, BLOCK_ROWS):
-        inside = (start + rows < last)[:, None] & known[None, :]
+        inside = (start + rows < last)[:, None] & valid[None, :]
         offsets = tile_offsets(start, rows, channels, C, HW, LAYOUT)
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0, eviction_policy="evict_last").to(acc)
         deviation = tl.where(inside, x - pivot[None, :], 0.0)
@@ -45,8 +45,8 @@ def _store_run(x_ptr, partials_ptr, first, last, channels, C, HW, runs, LAYOUT: 
     shift = tl.sum(total, axis=0) / count
     spread = tl.maximum(tl.sum(squares, axis=0) - shift * shift * count, 0.0, propagate_nan=tl.PropagateNan.ALL)
     out = tl.program_id(0).to(tl.int64) * C + channels
-    tl.store(partials_ptr + out, pivot + shift, mask=known)
-    tl.store(partials_ptr + tl.cast(runs, tl.int64) * C + out, spread, mask=known)
+    tl.store(partials_ptr + out, pivot + shift, mask=valid)
+    tl.store(partials_ptr + tl.cast(runs, tl.int64) * C + out, spread, mask=valid)
 
 
 @triton.jit
@@ -69,15 +69,15 @@ def _partial_statistics(
 
 @triton.jit
 def merged_statistics(partials_ptr, channels, rows, C, rows_per_run, runs):
-    """Mean and biased variance [B] of all rows, from partials [2, runs, C]."""
+    """Return the mean and biased variance [B] of all rows from partials [2, runs, C]."""
     acc = partials_ptr.dtype.element_ty
-    known = channels < C
-    pivot = tl.load(partials_ptr + channels, mask=known, other=0.0)
+    valid = channels < C
+    pivot = tl.load(partials_ptr + channels, mask=valid, other=0.0)
     total = tl.zeros([MERGED_RUNS, channels.shape[0]], dtype=acc)
     squares = tl.zeros([MERGED_RUNS, channels.shape[0]], dtype=acc)
     for start in range(0, runs, MERGED_RUNS):
         run = start + tl.arange(0, MERGED_RUNS)
-        inside = (run < runs)[:, None] & known[None, :]
+        inside = (run < runs)[:, None] & valid[None, :]
         offsets = run.to(tl.int64)[:, None] * C + channels[None, :]
         mean = tl.load(partials_ptr + offsets, mask=inside, other=0.0)
         spread = tl.load(partials_ptr + tl.cast(runs, tl.int64) * C + offsets, mask=inside, other=0.0)
@@ -98,7 +98,7 @@ def _update_running(
     num_batches_tracked_ptr,  # []
     statistics_ptr,  # [2, C]: mean and biased variance of the batch
     C,
-    count,  # n, of the values that a statistic is of
+    count,  # values per channel
     MOMENTUM: tl.constexpr,  # None: the average over all batches so far
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -109,17 +109,17 @@ def _update_running(
     unbiased = tl.cast(count, acc) / tl.cast(count - 1, acc)
     for start in range(0, C, BLOCK):
         channels = start + tl.arange(0, BLOCK)
-        known = channels < C
-        mean = tl.load(statistics_ptr + channels, mask=known)
-        var = tl.load(statistics_ptr + C + channels, mask=known) * unbiased
-        old_mean = tl.load(running_mean_ptr + channels, mask=known).to(acc)
-        old_var = tl.load(running_var_ptr + channels, mask=known).to(acc)
-        tl.store(running_mean_ptr + channels, old_mean * (1 - momentum) + mean * momentum, mask=known)
-        tl.store(running_var_ptr + channels, old_var * (1 - momentum) + var * momentum, mask=known)
+        valid = channels < C
+        mean = tl.load(statistics_ptr + channels, mask=valid)
+        var = tl.load(statistics_ptr + C + channels, mask=valid) * unbiased
+        old_mean = tl.load(running_mean_ptr + channels, mask=valid).to(acc)
+        old_var = tl.load(running_var_ptr + channels, mask=valid).to(acc)
+        tl.store(running_mean_ptr + channels, old_mean * (1 - momentum) + mean * momentum, mask=valid)
+        tl.store(running_var_ptr + channels, old_var * (1 - momentum) + var * momentum, mask=valid)
 
 
 def partial_statistics(x: Tensor, z: Tensor | None, matrix: Matrix) -> tuple[Tensor, int]:
-    """Partial statistics [1 or 2, 2, runs, C] of dense x [N, C, H, W] and of z, if any; and the rows of a run."""
+    """Return partial statistics [1 or 2, 2, runs, C] of dense x [N, C, H, W] and z, if any; and the rows per run."""
     plan = launch("statistics", matrix)
     partials = x.new_empty((1 if z is None else 2, 2, plan.runs, matrix.channels), dtype=matrix.sums)
     wrap_triton(_partial_statistics)[plan.grid](
@@ -140,18 +140,18 @@ def update_running_statistics(
     momentum: float | None,
     count: int,
 ) -> None:
-    """What nn.BatchNorm2d does to its buffers in a training step, in one launch and without asking the device.
+    """Update the buffers of nn.BatchNorm2d as a training step does, in one launch and without synchronising.
 
     Args:
         running_mean: [C], contiguous, changed in place.
         running_var: [C], contiguous, changed in place.
-        num_batches_tracked: [] int64, one more afterwards.
+        num_batches_tracked: [] int64, incremented in place.
         statistics: [2, C], mean and biased variance of the batch.
         momentum: the weight of this batch; None for the average over all batches.
-        count: N * H * W, at least 2: the running variance is the unbiased one.
+        count: N * H * W, at least 2: the running variance is unbiased.
 
     Raises:
-        ValueError: running statistics with gaps between their values.
+        ValueError: the running statistics are not contiguous.
     """
     if not (running_mean.is_contiguous() and running_var.is_contiguous()):
         raise ValueError("running statistics have to be contiguous to be updated in place; call contiguous() on them")

@@ -1,6 +1,6 @@
 """The backward pass of a bottleneck block, from its end to its input: see `kernels.bottleneck.forward`.
 
-What nobody wants is not computed: the gradient of a frozen filter, and whatever would only lead to frozen ones.
+It computes only what is needed: no gradients of frozen filters, nor anything that would lead only to such gradients.
 """
 
 from dataclasses import dataclass, field
@@ -37,27 +37,27 @@ def bottleneck_backward(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> list[Tensor]:
-    """Gradients of x, of each of the filters, then of the weights, then of the biases; [0] where not wanted."""
+    """Return the gradients of x, of each of the filters, then of the weights, then of the biases; [0] if not needed."""
     require_products(x)
     number = len(filters)
-    wants_x, *of_parameters = wanted
+    needs_x, *parameter_needs = needs_grad
     backward = _Backward(
         dout=channels_last(dout),
         x=channels_last(x),
         filters=filters,
-        multiplied=[of.to(x.dtype) for of in filters],
+        multiplied=[tensor.to(x.dtype) for tensor in filters],
         norms=norms_of(weights, biases, eps),
         kept=Kept(*kept),
         geometry=Geometry(first_stride, projection_stride, stride, padding, dilation, groups),
-        wants_x=wants_x,
-        wants=[tuple(of_parameters[place::number]) for place in range(number)],
+        needs_x=needs_x,
+        needs=[tuple(parameter_needs[place::number]) for place in range(number)],
     )
     dx = backward.run()
-    found = [backward.found.get(place, (None,) * 3) for place in range(number)]
-    of_parameters_found = [of for kind in zip(*found, strict=True) for of in kind]
-    return [present(gradient, dout) for gradient in (dx, *of_parameters_found)]
+    by_place = [backward.gradients.get(place, (None,) * 3) for place in range(number)]
+    by_kind = [gradient for kind in zip(*by_place, strict=True) for gradient in kind]
+    return [present(gradient, dout) for gradient in (dx, *by_kind)]
 
 
 differentiable_once(bottleneck_backward)
@@ -65,48 +65,48 @@ differentiable_once(bottleneck_backward)
 
 @dataclass(kw_only=True)
 class _Backward:
-    """One backward pass. A place is one of CONV1 to PROJECTION."""
+    """One backward pass; a place is one of CONV1 to PROJECTION."""
 
     dout: Tensor
     x: Tensor
-    filters: list[Tensor]  # as they are given,
-    multiplied: list[Tensor]  # and in the precision of x
+    filters: list[Tensor]  # in their own precision
+    multiplied: list[Tensor]  # the same in the precision of x
     norms: list[Norm]
     kept: Kept
     geometry: Geometry
-    wants_x: bool
-    wants: list[tuple[bool, ...]]  # of each place its filters, weight and bias
-    found: dict[int, tuple[Tensor | None, ...]] = field(default_factory=dict)  # their gradients, those that are wanted
+    needs_x: bool
+    needs: list[tuple[bool, ...]]  # for each place: filters, weight and bias
+    gradients: dict[int, tuple[Tensor | None, ...]] = field(default_factory=dict)  # likewise; None where not needed
 
     def run(self) -> Tensor | None:
-        """The gradient of x, if wanted; those of the parameters are noted."""
-        below = self.wants_x or any(self.wants[CONV1])  # of bn2
+        """Return the gradient of x, if needed; store those of the parameters in `gradients`."""
+        below = self.needs_x or any(self.needs[CONV1])  # before conv2 in the block
         source = Source(x=self.kept.x2, stride=1, line=self.kept.line, moments=self.kept.moments)
         sums, terms = self._end(CONV3, source, self.kept.varied, self.kept.statistics3, None)
         dz = None
-        if len(self.filters) > PROJECTION and (self.wants_x or any(self.wants[PROJECTION])):
+        if len(self.filters) > PROJECTION and (self.needs_x or any(self.needs[PROJECTION])):
             dz = self._projection(sums)
-        if not (below or any(self.wants[CONV2])):
+        if not (below or any(self.needs[CONV2])):
             return None
         inner = inner_filters(terms, self.multiplied[CONV3].contiguous(), summed=True)
         statistics, norm = self.kept.statistics2, self.norms[CONV2]
         args = (self.dout, self.kept.mask, source, *inner)
         g2, partials = inner_gradient(*args, statistics=statistics, eps=norm.eps)
         assert partials is not None  # noqa: S101 - the source has a line
-        found = bn_gradient(g2, self.kept.x2, None, norm, None, statistics, None, partials, activation="none")
-        dx1 = self._middle(found.x, found.weight, found.bias, below=below)
+        gradients = bn_gradient(g2, self.kept.x2, None, norm, None, statistics, None, partials, activation="none")
+        dx1 = self._middle(gradients.x, gradients.weight, gradients.bias, below=below)
         return None if dx1 is None else self._input(dx1, dz)
 
     def _end(
         self, place: int, source: Source, varied: Tensor, statistics: Tensor, sums: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The parameters of a 1x1 convolution whose result does not exist.
+        """Compute the parameters' gradients of a 1x1 convolution whose result is never written.
 
-        Returns sums of D in parts, which are the same for both of a block's and taken where they are not given; and
-        the terms for what is behind it.
+        Returns the sums of D in parts, which both such convolutions of a block share and which are computed if they are
+        not given; and the terms for `inner_filters`.
         """
         norm, filters = self.norms[place], self.multiplied[place].contiguous()
-        products, taken = filter_gradient(
+        products, new_sums = filter_gradient(
             self.dout,
             self.kept.mask,
             source.x,
@@ -115,65 +115,70 @@ class _Backward:
             centre=source.centre,
             with_sums=sums is None,
         )
-        sums = taken if sums is None else sums
-        assert sums is not None  # noqa: S101 - asked for
+        sums = new_sums if sums is None else sums
+        assert sums is not None  # noqa: S101 - with_sums
         parameters = (self.filters[place], norm.weight, norm.bias)
-        wanted = [of if wants else None for of, wants in zip(parameters, self.wants[place], strict=True)]
-        *found, terms = parameter_gradients(products, sums, source, filters, varied, statistics, norm, wanted)
-        self.found[place] = tuple(found)
+        pairs = zip(parameters, self.needs[place], strict=True)
+        differentiated = [parameter if needed else None for parameter, needed in pairs]
+        *gradients, terms = parameter_gradients(
+            products, sums, source, filters, varied, statistics, norm, differentiated
+        )
+        self.gradients[place] = tuple(gradients)
         return sums, terms
 
     def _projection(self, sums: Tensor) -> Tensor | None:
-        """Of the pixels that the projection takes, if the gradient of x is wanted."""
+        """Return the gradient of the pixels that the projection takes, if that of x is needed."""
         kept, stride = self.kept, self.geometry.projection_stride
         source = Source(x=self.x, stride=stride, line=None, moments=kept.z_moments)
         _, terms = self._end(PROJECTION, source, kept.z_varied, kept.statistics4, sums)
-        if not self.wants_x:
+        if not self.needs_x:
             return None
         inner = inner_filters(terms, self.multiplied[PROJECTION].contiguous(), summed=False)
         dz, _ = inner_gradient(self.dout, kept.mask, source, *inner)
         return dz
 
     def _middle(self, dx2: Tensor, dweight: Tensor | None, dbias: Tensor | None, *, below: bool) -> Tensor | None:
-        """Through conv2, the ReLU and bn1, if anything below is wanted. dweight and dbias: of bn2."""
-        wants_filters, *wants_norm = self.wants[CONV2]
+        """Go back through conv2, and through the ReLU and bn1 if `below`; dweight and dbias are those of bn2."""
+        needs_filters, *needs_norm = self.needs[CONV2]
         dy1, dfilters = None, None
-        if below or wants_filters:
-            dy1, dfilters = self._convolution(dx2, below=below, wants_filters=wants_filters)
-        of_norm = (of if wants else None for of, wants in zip((dweight, dbias), wants_norm, strict=True))
-        self.found[CONV2] = (dfilters, *of_norm)
+        if below or needs_filters:
+            dy1, dfilters = self._convolution(dx2, below=below, needs_filters=needs_filters)
+        pairs = zip((dweight, dbias), needs_norm, strict=True)
+        self.gradients[CONV2] = (dfilters, *(gradient if needed else None for gradient, needed in pairs))
         if dy1 is None:
             return None
         norm, statistics = self.norms[CONV1], self.kept.statistics1
-        found = bn_backward(dy1, self.kept.x1, None, norm, None, statistics, None, training=True, activation="from x")
-        self.found[CONV1] = (None, found.weight, found.bias)
-        return found.x
+        gradients = bn_backward(
+            dy1, self.kept.x1, None, norm, None, statistics, None, training=True, activation="from x"
+        )
+        self.gradients[CONV1] = (None, gradients.weight, gradients.bias)
+        return gradients.x
 
-    def _convolution(self, dx2: Tensor, *, below: bool, wants_filters: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Through conv2 by cuDNN: the gradients of what it took, which is made again where it was not kept."""
+    def _convolution(self, dx2: Tensor, *, below: bool, needs_filters: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of conv2's input and filters, by cuDNN; recompute its input if it was not saved."""
         y1 = self.kept.y1
         if y1.numel() == 0:
             mean, var = self.kept.statistics1.unbind()
-            known = self.norms[CONV1]._replace(running_mean=mean, running_var=var)
-            y1, _, _ = bn_act_forward(self.kept.x1, None, known, None, training=False, relu=True)
+            norm = self.norms[CONV1]._replace(running_mean=mean, running_var=var)
+            y1, _, _ = bn_act_forward(self.kept.x1, None, norm, None, training=False, relu=True)
         _, _, stride, padding, dilation, groups = self.geometry
-        filters, mask = self.multiplied[CONV2], [below, wants_filters, False]
+        filters, mask = self.multiplied[CONV2], [below, needs_filters, False]
         dy1, dfilters, _ = torch.ops.aten.convolution_backward(
             dx2, y1, filters, None, stride, padding, dilation, False, [0, 0], groups, mask
         )
-        return dy1, dfilters.to(self.filters[CONV2].dtype) if wants_filters else None
+        return dy1, dfilters.to(self.filters[CONV2].dtype) if needs_filters else None
 
     def _input(self, dx1: Tensor, dz: Tensor | None) -> Tensor | None:
-        """Through conv1, and the shortcut."""
+        """Go back through conv1 and the shortcut; return the gradient of x, if needed."""
         stride, projection_stride, *_ = self.geometry
-        wants_filters, *wants_norm = self.wants[CONV1]
-        _, *of_norm = self.found[CONV1]
+        needs_filters, *needs_norm = self.needs[CONV1]
+        _, *norm_gradients = self.gradients[CONV1]
         dfilters = None
-        if wants_filters:
+        if needs_filters:
             dfilters = merged_filter_gradient(dx1, self.x, stride, self.filters[CONV1].contiguous())
-        wanted = (of if wants else None for of, wants in zip(of_norm, wants_norm, strict=True))
-        self.found[CONV1] = (dfilters, *wanted)
-        if not self.wants_x:
+        pairs = zip(norm_gradients, needs_norm, strict=True)
+        self.gradients[CONV1] = (dfilters, *(gradient if needed else None for gradient, needed in pairs))
+        if not self.needs_x:
             return None
         filters = self.multiplied[CONV1].contiguous()
         if dz is None:

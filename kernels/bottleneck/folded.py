@@ -1,7 +1,7 @@
-"""What ends blocks with fixed statistics, as ops of torch: every constant is prepared by the caller, once.
+"""The ends of blocks with fixed statistics, as ops of torch; the caller prepares all constants once.
 
-`block_product` is `kernels.products.block_end.block_end`, of any 1x1 convolution with its BatchNorm; `block_chained` is
-`kernels.products.block_chain.block_chain`.
+`block_product` is `kernels.products.block_end.block_end`, for any 1x1 convolution with its BatchNorm; `block_chained`
+is `kernels.products.block_chain.block_chain`.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from kernels.products.plans import require_products
 
 
 class Constants(NamedTuple):
-    """Of a 1x1 convolution and the BatchNorm behind it."""
+    """The constants of a 1x1 convolution and the BatchNorm that follows it."""
 
     filters: Tensor  # [N, K, 1, 1], contiguous
     line: Tensor  # [3, N]: mean, scale and shift of the result, in the precision of sums
@@ -26,45 +26,50 @@ class Constants(NamedTuple):
 
 def block_product(
     x: Tensor,
-    of_x: Constants,
+    constants: Constants,
     line: Tensor | None = None,
     shortcut: Tensor | None = None,
-    of_z: Constants | None = None,
+    projection: Constants | None = None,
     *,
     relu: bool = True,
 ) -> Tensor:
-    """bn(conv1x1(y)) + shortcut, behind a ReLU where one is asked for.
+    """Compute bn(conv1x1(y)) + shortcut, with a ReLU at the end if `relu` is set.
 
     Args:
         x: [N, C, H, W] in the dtype of the filters.
-        of_x: of its convolution.
+        constants: of the convolution and BatchNorm of x.
         line: [3, C] of a BatchNorm: y is relu(bn(x)). None: y is x.
-        shortcut: like the result; or with `of_z` what is projected.
-        of_z: of the projection.
-        relu: whether there is one at the end.
+        shortcut: like the result; with a `projection`, the input of the projection.
+        projection: its constants, if the shortcut is projected.
+        relu: apply a ReLU at the end.
 
     Returns:
         out [N, C_out, H_out, W_out], channels_last.
 
     Raises:
-        RuntimeError: kernels that cannot run here.
+        RuntimeError: kernels cannot run here.
     """
-    filters, result_line, stride = of_x
-    z_filters, z_line, z_stride = of_z or _NONE
+    filters, result_line, stride = constants
+    z_filters, z_line, z_stride = projection or _NONE
     out: Tensor = _block_product(x, line, filters, result_line, stride, shortcut, z_filters, z_line, z_stride, relu)
     return out
 
 
 def block_chained(
-    x: Tensor, of_x: Constants, line: Tensor | None, shortcut: Tensor, of_z: Constants | None, following: Constants
+    x: Tensor,
+    constants: Constants,
+    line: Tensor | None,
+    shortcut: Tensor,
+    projection: Constants | None,
+    following: Constants,
 ) -> tuple[Tensor, Tensor]:
-    """The same behind a ReLU, and relu(bn'(conv1x1'(that))) of the next block; what of it can be, `chainable` says.
+    """Compute out = relu(block_product(...)), and relu(bn'(conv1x1'(out))) of the next block; see `chainable`.
 
     Raises:
-        RuntimeError: kernels that cannot run here.
+        RuntimeError: kernels cannot run here.
     """
-    filters, result_line, _ = of_x
-    z_filters, z_line, z_stride = of_z or _NONE
+    filters, result_line, _ = constants
+    z_filters, z_line, z_stride = projection or _NONE
     out: Tensor
     y: Tensor
     out, y = _block_chained(
@@ -109,20 +114,20 @@ def _block_chained(
     next_line: Tensor,
 ) -> tuple[Tensor, Tensor]:
     require_products(x)
-    z, as_it_is = _shortcut(shortcut, z_filters, z_line, z_stride)
-    return block_chain(Branch(channels_last(x), 1, line, filters, result_line), z, as_it_is, next_filters, next_line)
+    z, identity = _shortcut(shortcut, z_filters, z_line, z_stride)
+    return block_chain(Branch(channels_last(x), 1, line, filters, result_line), z, identity, next_filters, next_line)
 
 
 def _shortcut(
     shortcut: Tensor | None, filters: Tensor | None, line: Tensor | None, stride: int
 ) -> tuple[Branch | None, Tensor | None]:
-    """As `block_end` takes it: projected, or as it is."""
+    """Return the arguments z and shortcut of `block_end`: one of them is None."""
     if shortcut is None or filters is None or line is None:
         return None, None if shortcut is None else channels_last(shortcut)
     return Branch(channels_last(shortcut), stride, None, filters, line), None
 
 
 def line_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """A BatchNorm with fixed statistics as [3, C], in fp64."""
+    """Return a BatchNorm with fixed statistics as [3, C]: mean, scale and shift, in fp64."""
     scale = torch.rsqrt(var.double() + eps) * (1.0 if weight is None else weight.double())
     return torch.stack((mean.double(), scale, torch.zeros_like(scale) if bias is None else bias.double()))

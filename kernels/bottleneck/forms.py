@@ -1,8 +1,8 @@
-"""Bottleneck blocks as rows of a table: what runs them, the same in plain PyTorch, and operands for both.
+"""Bottleneck blocks as rows of a table: how to run them, their equivalent in plain PyTorch, and operands for both.
 
-bottleneck                 C channels, C / 4 inside, the shortcut as it is: most blocks of a network
+bottleneck                 C channels, C / 4 inside, identity shortcut: most blocks of a network
 bottleneck+projection      C channels, C inside, 4 C out: the first block of the first stage
-bottleneck+downsampling    C channels, C / 2 inside, 2 C out, half as many lines and columns: that of the others
+bottleneck+downsampling    C channels, C / 2 inside, 2 C out, half the height and width: that of the other stages
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NAMES = ("1", "2", "3", " of the projection")  # of convolutions and BatchNorms,
 
 
 class BlockOperands(NamedTuple):
-    """What a block takes: x [N, C, H, W]; filters and BatchNorms in the order of `kernels.bottleneck.forward`."""
+    """The inputs of a block: x [N, C, H, W]; filters and BatchNorms in the order of `kernels.bottleneck.forward`."""
 
     x: Tensor
     filters: tuple[Tensor, ...]
@@ -31,10 +31,10 @@ class BlockOperands(NamedTuple):
 
     def named(self) -> dict[str, Tensor]:
         """The tensors that require a gradient, by name, x first."""
-        found: dict[str, Tensor | None] = {"x": self.x}
+        tensors: dict[str, Tensor | None] = {"x": self.x}
         for name, filters, norm in zip(NAMES, self.filters, self.norms, strict=False):
-            found |= {f"filters{name}": filters, f"weight{name}": norm.weight, f"bias{name}": norm.bias}
-        return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.requires_grad}
+            tensors |= {f"filters{name}": filters, f"weight{name}": norm.weight, f"bias{name}": norm.bias}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad}
 
     def differentiable(self) -> list[Tensor]:
         """The tensors that require a gradient, x first."""
@@ -43,16 +43,16 @@ class BlockOperands(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockForm:
-    """One kind of bottleneck; `run` and `oracle` as those of `kernels.kernel.Kernel`."""
+    """One kind of bottleneck; `run` and `oracle` are like those of `kernels.kernel.Kernel`."""
 
     name: str
-    inside: float  # channels of the middle, of one of x
-    outside: float  # and of the result
+    inside: float  # channels of the middle convolution, as a multiple of those of x
+    outside: float  # channels of the result, likewise
     stride: int = 1
     projected: bool = True
 
     def run(self, operands: BlockOperands, training: bool) -> Tensor:
-        """y [N, C_out, H', W']; in evaluation without gradients."""
+        """Return y [N, C_out, H', W']; in evaluation without gradients."""
         x, filters, norms, geometry = operands
         if training:
             y, _ = bottleneck(x, filters, norms, geometry)
@@ -60,7 +60,7 @@ class BlockForm:
         return bottleneck_inference(x, filters, [norm_line(norm, x) for norm in norms], geometry)
 
     def oracle(self, operands: BlockOperands, training: bool) -> Tensor:
-        """The same in plain PyTorch: every tensor is written, in the precision of x."""
+        """Compute the same in plain PyTorch: every tensor is written, in the precision of x."""
         x, filters, norms, geometry = operands
 
         middle = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
@@ -83,10 +83,10 @@ class BlockForm:
         seed: int = 0,
         groups: int = 1,
     ) -> BlockOperands:
-        """Random operands that require gradients: x as behind a ReLU, parameters as in training.
+        """Make random operands that require gradients: x as after a ReLU, parameters as in training.
 
-        Filters, parameters and statistics are fp32, or fp64 beside an fp64 x; filters hold values of dtype, so that
-        rounding them, which every way of running a block does alike, is no part of its error.
+        Filters, parameters and statistics are fp32, or fp64 if x is; filters hold values that are exact in `dtype`, so
+        that rounding them is not part of the error of any way to run a block.
         """
         generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
         exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -106,12 +106,12 @@ class BlockForm:
         channels, inside, outside = shape[1], round(shape[1] * self.inside), round(shape[1] * self.outside)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         x = F.relu(normal(*shape)).to(dtype).contiguous(memory_format=layout).requires_grad_()
-        made = [filters(inside, channels, 1), filters(inside, inside // groups, 3), filters(outside, inside, 1)]
+        all_filters = [filters(inside, channels, 1), filters(inside, inside // groups, 3), filters(outside, inside, 1)]
         if self.projected:
-            made.append(filters(outside, channels, 1))
-        norms = tuple(norm(int(of.shape[0])) for of in made)
+            all_filters.append(filters(outside, channels, 1))
+        norms = tuple(norm(int(tensor.shape[0])) for tensor in all_filters)
         geometry = Geometry(1, self.stride, [self.stride] * 2, [1, 1], [1, 1], groups)
-        return BlockOperands(x, tuple(made), norms, geometry)
+        return BlockOperands(x, tuple(all_filters), norms, geometry)
 
 
 BLOCKS: tuple[BlockForm, ...] = (

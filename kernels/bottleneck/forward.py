@@ -1,16 +1,16 @@
-"""A bottleneck block in training as one node of autograd, which never writes its widest tensors.
+"""A bottleneck block in training as one autograd node, which never writes its widest tensors.
 
     x1 = conv1x1(x),  y1 = relu(bn1(x1)),  x2 = conv2(y1),  y2 = relu(bn2(x2))
     out = relu(bn3(conv1x1(y2)) + x)                    "identity"
     out = relu(bn3(conv1x1(y2)) + bn4(conv1x1(x)))      "projection"
 
-Neither the last convolution's result nor that of the projection exists, forward or backward, nor does y2: the
-statistics of a 1x1 convolution come from the covariance of its input (`kernels.gram.covariance`), and BatchNorm's
-backward pass through it from products over all rows (`kernels.gram.backward`). Kept for the backward pass: x, x1, x2, a
-mask of one bit an element, and vectors; y1 too where `keep` says so, else it is made again. conv2 is cuDNN's.
+The results of the last convolution and of the projection are never written, forward or backward, nor is y2: the
+statistics of a 1x1 convolution come from the covariance of its input (`kernels.gram.covariance`), and the backward pass
+of its BatchNorm from products over all rows (`kernels.gram.backward`). Saved for the backward pass: x, x1, x2, a mask
+of one bit per element, and vectors; y1 too if `keep` is set, otherwise it is recomputed. conv2 is cuDNN's.
 
-One training step, the touches of tensors with rows; of the widest tensor (x and out, 4 times the others) alone in
-parentheses:
+The touches of one training step, for tensors with rows; those of the widest tensors (x and out, 4 times the others) are
+marked by (1):
 
     conv_statistics    conv1, bn1's statistics        R x (1), W x1
     bn_act             bn1, relu                      R x1, W y1
@@ -68,17 +68,17 @@ def _bottleneck(
     x = channels_last(x)
     geometry = Geometry(first_stride, projection_stride, stride, padding, dilation, groups)
     norms = norms_of(weights, biases, eps)
-    multiplied = [of.to(x.dtype) for of in filters]
+    multiplied = [tensor.to(x.dtype) for tensor in filters]
     x1, partials, rows_per_part = conv_statistics(x, multiplied[CONV1].contiguous(), first_stride)
-    known = (partials, rows_per_part)
-    y1, statistics1, _ = bn_act_forward(x1, None, norms[CONV1], None, training=True, relu=True, known=known)
+    x1_partials = (partials, rows_per_part)
+    y1, statistics1, _ = bn_act_forward(x1, None, norms[CONV1], None, training=True, relu=True, x_partials=x1_partials)
     x2 = convolve(y1, multiplied[CONV2], geometry)
     partials, rows_per_part = partial_statistics(x2, None, Matrix.of(x2))
     source, covariance, statistics2 = gram_source(x2, 1, norms[CONV2], partials, rows_per_part)
     assert source.line is not None and statistics2 is not None  # noqa: S101, PT018 - it has a norm
     last = multiplied[CONV3].contiguous()
-    found = result_statistics(source, covariance, last, norms[CONV3])
-    branch = Branch(x2, 1, source.line, last, found.line)
+    results = result_statistics(source, covariance, last, norms[CONV3])
+    branch = Branch(x2, 1, source.line, last, results.line)
     projection, statistics4, z_moments, z_varied = None, None, None, None
     if len(filters) > PROJECTION:
         z_source, z_covariance, _ = gram_source(x, projection_stride, None, None, 0)
@@ -89,8 +89,8 @@ def _bottleneck(
     out, mask = block_end(branch, projection, shortcut, with_mask=differentiated)
     kept = Kept(
         x1, x2, present(mask, x), present(y1 if keep else None, x),
-        statistics1, statistics2, found.statistics, present(statistics4, covariance),
-        source.line, source.moments, found.varied, present(z_moments, covariance), present(z_varied, covariance),
+        statistics1, statistics2, results.statistics, present(statistics4, covariance),
+        source.line, source.moments, results.varied, present(z_moments, covariance), present(z_varied, covariance),
     )  # fmt: skip
     return [out, *kept]
 
@@ -111,9 +111,9 @@ def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     x, *tensors = ctx.saved_tensors
     groups = [tensors[start : start + number] for start in range(0, 3 * number, number)]
     kept = tensors[3 * number :]
-    wanted = [ctx.needs_input_grad[0], *(bool(of) for group in ctx.needs_input_grad[1:4] for of in group)]
-    found = bottleneck_backward(dout, x, *groups, kept, ctx.eps, *ctx.geometry, wanted)
-    dx, *rest = absent(found, [of or None for of in wanted])
+    needs_grad = [ctx.needs_input_grad[0], *(bool(needed) for group in ctx.needs_input_grad[1:4] for needed in group)]
+    outputs = bottleneck_backward(dout, x, *groups, kept, ctx.eps, *ctx.geometry, needs_grad)
+    dx, *rest = absent(outputs, [needed or None for needed in needs_grad])
     return dx, *(list(rest[start : start + number]) for start in range(0, 3 * number, number)), *(None,) * 9
 
 
@@ -128,27 +128,27 @@ def bottleneck(
     *,
     keep: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """A bottleneck block in training mode, differentiable once.
+    """Run a bottleneck block in training mode, differentiable once.
 
     Args:
-        x: [N, C, H, W], fp16, bf16, fp32, or in the interpreter fp64; channels_last, or it is copied. Not empty.
+        x: [N, C, H, W], fp16, bf16, fp32, or in the interpreter fp64; copied if it is not channels_last. Not empty.
         filters: of conv1 [K, C, 1, 1], conv2 [K', K / groups, KH, KW], conv3 [C_out, K', 1, 1], and of the projection
-            [C_out, C, 1, 1] if there is one. In any precision: they are multiplied in that of x, and get gradients in
-            their own.
-        norms: the BatchNorm behind each, with weight and bias. Running statistics are not looked at.
+            [C_out, C, 1, 1] if there is one. In any precision: they are multiplied in that of x, and their gradients
+            have their own.
+        norms: the BatchNorm after each, with weight and bias. Running statistics are ignored.
         geometry: of the convolutions.
-        keep: keep what conv2 takes for the backward pass, instead of making it again there.
+        keep: save the input of conv2 for the backward pass, instead of recomputing it there.
 
     Returns:
-        out [N, C_out, H', W'], channels_last, and of the BatchNorms, in the order of norms, the mean and biased
-        variance [2, K] of what each normalised.
+        out [N, C_out, H', W'], channels_last, and for each of the norms the mean and biased variance [2, K] of its
+        input.
 
     Raises:
-        RuntimeError: kernels that cannot run here.
+        RuntimeError: kernels cannot run here.
     """
     weights, biases = [norm.weight for norm in norms], [norm.bias for norm in norms]
     inputs = (x, *filters, *weights, *biases)
-    differentiated = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in inputs)
+    differentiated = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     eps = [norm.eps for norm in norms]
     out, *rest = _bottleneck(x, list(filters), weights, biases, eps, *geometry, keep, differentiated)
     kept = Kept(*rest)

@@ -2,14 +2,14 @@
 //
 // Two algorithms over one register kernel of AVX512-BF16 dot products (`product`):
 //   direct    each output pixel is the sum over the taps of (the channels of an input pixel) x (a slice of the weight);
-//             an odd number of channels has no pairs for the instruction: then the pixels under the kernel are copied
-//             one after the other first, and all taps are one;
+//             the instruction takes channels in pairs: if their number is odd, the pixels under the kernel are first
+//             copied one after the other, and count as a single tap;
 //   winograd  3x3 at stride 1 as F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-//             CVPR 2016, section 4.1: 16 products of tiles in place of 36, 2.25 times fewer multiplications.
+//             CVPR 2016, section 4.1: 16 products of tiles instead of 36, 2.25 times fewer multiplications.
 // The transformed tiles are rounded to bf16 once more, so winograd's error is about 1.5 times that of direct.
 //
-// Bytes: the input is read once per pass over the weight's columns from cache, the weight once per chunk of pixels,
-// the output written once (and the residual read once). Subnormal bf16 numbers count as zero, as the instructions do.
+// Bytes: the input is read from cache once per pass over the weight's columns, the weight once per chunk of pixels; the
+// output is written once (and the residual read once). Subnormal bf16 values count as zero, as in the instructions.
 
 #include "direct.hpp"
 #include "winograd.hpp"

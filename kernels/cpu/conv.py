@@ -16,15 +16,15 @@ from kernels.cpu.native import load
 
 Algorithm = Literal["direct", "winograd"]
 
-CHANNELS = 32  # output channels come in multiples of this
+CHANNELS = 32  # the number of output channels is a multiple of this
 _VECTOR = 16  # input channels that winograd transforms together
 _MOST_KERNEL = 7
-_ROW = 32  # numbers of a row of the kernel that are copied together
+_ROW = 32  # values of a row of the kernel that are copied together
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))  # the filter transform, Lavin and Gray 2016
 
 
 class _Sizes(ctypes.Structure):
-    """As `Sizes` in the C++ file."""
+    """The struct `Sizes` of product.hpp."""
 
     _names = ("n", "h", "w", "c", "k", "kernel", "stride", "padding", "out_h", "out_w", "relu", "threads")
     _fields_ = [(name, ctypes.c_int64) for name in _names]
@@ -33,8 +33,8 @@ class _Sizes(ctypes.Structure):
 class Avx512Conv2d:
     """relu(conv2d(x, weight, bias) + residual) in one pass over bf16 channels_last tensors, with fp32 sums.
 
-    Winograd's transforms round once more than a direct convolution: about 1.5 times its error. Infinite or NaN numbers
-    spread over the 4x4 input tile that they stand in.
+    Winograd's transforms round once more than a direct convolution: about 1.5 times its error. An infinity or NaN there
+    spreads to all outputs of the 4x4 input tiles that contain it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Avx512Conv2d:
         groups: int,
         relu: bool,
     ) -> None:
-        """Pack weight [K, C, R, R] and bias [K], in bf16; the geometry is that of torch.conv2d, in two dimensions.
+        """Pack weight [K, C, R, R] and bias [K] in bf16; the other arguments are those of torch.conv2d, as sequences.
 
         Raises:
             RuntimeError: this CPU, this compiler or this convolution is not supported; the message says why.
@@ -62,7 +62,7 @@ class Avx512Conv2d:
             (kernel[0] <= _MOST_KERNEL, f"kernels up to {_MOST_KERNEL}x{_MOST_KERNEL}"),
             (
                 channels % 2 == 0 or kernel[0] * channels <= _ROW,
-                f"an even number of input channels, or up to {_ROW} numbers in a row of the kernel",
+                f"an even number of input channels, or up to {_ROW} values in a row of the kernel",
             ),
             (out_channels % CHANNELS == 0, f"output channels in multiples of {CHANNELS}"),
         ):
@@ -75,10 +75,10 @@ class Avx512Conv2d:
         self._bias = bias.detach().float()
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W] and residual [N, K, H', W'], bf16 -> [N, K, H', W'] in channels_last, written over residual.
+        """Return [N, K, H', W'] in bf16, channels_last, from x [N, C, H, W] and residual, which it is written over.
 
         Raises:
-            RuntimeError: a tensor is of another dtype or layout, or residual of another shape.
+            RuntimeError: a tensor has another dtype or layout, or residual another shape.
         """
         call = _call(self._layer, x.shape, torch.get_num_threads())
         _check(x, call.shape)
@@ -113,14 +113,14 @@ class _Layer(NamedTuple):
 class _Call(NamedTuple):
     run: Callable[..., None]
     sizes: object  # a reference to _Sizes
-    scratch: int  # numbers
+    scratch: int  # values
     shape: tuple[int, ...]
     out_shape: tuple[int, ...]
 
 
 @cache
 def _call(layer: _Layer, shape: tuple[int, ...], threads: int) -> _Call:
-    """What all calls of a layer on such an input have in common: at batch 1 the time to find it out would count."""
+    """Cache what all calls of a layer on such an input have in common: at batch 1 computing it would take too long."""
     n, _, h, w = shape
     out_h, out_w = ((size + 2 * layer.padding - layer.kernel) // layer.stride + 1 for size in (h, w))
     sizes = ctypes.byref(_Sizes(n, h, w, *layer[1:-1], out_h, out_w, layer.relu, threads))
@@ -130,7 +130,7 @@ def _call(layer: _Layer, shape: tuple[int, ...], threads: int) -> _Call:
 
 @cache
 def _functions(algorithm: Algorithm) -> tuple[Callable[..., None], Callable[..., int]]:
-    """What convolves, and what says how many numbers of scratch it wants."""
+    """Return the function that convolves, and the one that returns how many values of scratch it needs."""
     library = load("conv.cpp")
     run, scratch = library[algorithm], library[f"{algorithm}_scratch"]
     run.argtypes = [ctypes.POINTER(_Sizes), *6 * (ctypes.c_void_p,)]  # x, weight, bias, residual, out, scratch
@@ -140,18 +140,20 @@ def _functions(algorithm: Algorithm) -> tuple[Callable[..., None], Callable[...,
 
 def _need(supported: bool, what: str) -> None:
     if not supported:
-        raise RuntimeError(f"takes only {what}")
+        raise RuntimeError(f"this kernel supports only {what}")
 
 
 def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous(memory_format=torch.channels_last):
-        raise RuntimeError(f"takes only bf16 in channels_last, not {tensor.dtype} with strides {tensor.stride()}")
+        raise RuntimeError(
+            f"this kernel supports only bf16 in channels_last, not {tensor.dtype} with strides {tensor.stride()}"
+        )
     if tensor.shape != shape:
-        raise RuntimeError(f"takes only a tensor of shape {list(shape)} here, not {list(tensor.shape)}")
+        raise RuntimeError(f"this tensor has to have the shape {list(shape)}, not {list(tensor.shape)}")
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """weight [K, C, R, R] -> [R * R, C, K], or [1, R * R * C, K] where C is odd, with zeros to an even number."""
+    """Reorder weight [K, C, R, R] to [R * R, C, K], or for odd C to [1, R * R * C, K], zero-padded to an even size."""
     taps = weight.permute(2, 3, 1, 0).flatten(0, 1)
     if weight.shape[1] % 2 == 0:
         return taps
@@ -160,13 +162,13 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 def _transform(weight: Tensor) -> Tensor:
-    """G g G^T for each filter of weight [K, C, 3, 3] -> [16, C, K], in fp64."""
+    """Transform each filter g of weight [K, C, 3, 3] to G g G^T: [16, C, K], in fp64."""
     g = torch.tensor(_G, dtype=torch.float64)
     return torch.einsum("ia,kcab,jb->ijck", g, weight.detach().double(), g).flatten(0, 1)
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """weight [taps, run, K] -> [K / 32, taps, run / 2, 32, 2], bf16: numbers in pairs, as the instruction reads."""
+    """Pack weight [taps, run, K] as [K / 32, taps, run / 2, 32, 2], bf16: in pairs, as the instruction reads them."""
     taps, run, out_channels = weight.shape
     pairs = weight.detach().reshape(taps, run // 2, 2, out_channels // CHANNELS, CHANNELS)
     return pairs.permute(3, 0, 1, 4, 2).contiguous().to(torch.bfloat16)

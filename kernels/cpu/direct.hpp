@@ -1,4 +1,4 @@
-// Direct convolution; conv.cpp shares it out to the threads.
+// Direct convolution; conv.cpp distributes it over the threads.
 
 #pragma once
 
@@ -8,26 +8,26 @@ namespace {
 
 constexpr int64_t kMostKernel = 7;  // 7x7 taps at most
 
-// For groups of at most 14 output pixels, which lie anywhere.
+// Computes groups of at most 14 consecutive output pixels, which may span rows and images.
 struct Direct {
   const Conv& conv;
   const bool gathers = conv.c % 2;
   const int64_t area = conv.kernel * conv.kernel;
   const int64_t taps = gathers ? 1 : area;
-  const int64_t run = gathers ? area * conv.c + area % 2 : conv.c;  // numbers of a tap: if odd, a zero more
+  const int64_t run = gathers ? area * conv.c + area % 2 : conv.c;  // values of a tap, padded to an even number
 
-  // Numbers that a thread copies for a group; a vector more, because the last store is a whole one.
+  // Values that a thread copies for a group, and room for the last store, which writes whole vectors.
   int64_t copies() const { return kRows * run + 2 * kVector; }
 
-  // Numbers of scratch: what the threads copy, or a tap of zeros.
+  // Values of scratch: what the threads copy, or one tap of zeros.
   int64_t scratch() const { return gathers ? conv.threads * copies() : conv.c; }
 
-  // Before the first product.
+  // Zeroes the tap of zeros; call it before the first product.
   void clear() const {
     if (!gathers) std::memset(conv.scratch, 0, conv.c * sizeof(bf16));
   }
 
-  // a[tap][row]: where the numbers of each tap begin.
+  // Sets a[tap][row] to where the values of each tap begin.
   void locate(int64_t begin, int64_t rows, const bf16** a) const {
     int64_t out_x = begin % conv.out_w, out_y = begin / conv.out_w % conv.out_h;
     int64_t image = begin / (conv.out_w * conv.out_h);
@@ -54,7 +54,7 @@ struct Direct {
     }
   }
 
-  // The pixels under the kernel, row by row, zeros where it hangs over the border, and zeros to the end of a vector.
+  // Copies the pixels under the kernel, row by row, with zeros outside the image and up to the end of a vector.
   void gather(int64_t y, int64_t x, const bf16* corner, bf16* to) const {
     const int64_t first = std::max<int64_t>(-x, 0) * conv.c;
     const int64_t last = std::clamp<int64_t>(conv.w - x, 0, conv.kernel) * conv.c;
@@ -63,13 +63,13 @@ struct Direct {
       _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(i >= 0 && i < conv.h ? inside : 0, corner));
   }
 
-  // The pixels from `begin` in the columns from `first` to `last`, into the output.
+  // Computes `rows` output pixels from `begin` on, in the columns from `first` to `last`.
   void multiply(int64_t begin, int64_t rows, int64_t first, int64_t last) const {
     const bf16* a[kMostKernel * kMostKernel * kRows];
     locate(begin, rows, a);
     alignas(64) float sums[kRows * kColumn];
     for (int64_t column = first; column < last; ++column) {
-      kProducts.of[rows - 1](a, taps, conv.weight + column * taps * run * kColumn, run / 2, sums);
+      kProducts.by_rows[rows - 1](a, taps, conv.weight + column * taps * run * kColumn, run / 2, sums);
       for (int64_t r = 0; r < rows; ++r)
         finish(conv, begin + r, column * kColumn, _mm512_load_ps(sums + r * kColumn),
                _mm512_load_ps(sums + r * kColumn + kVector));

@@ -16,12 +16,12 @@ _AVX512_BF16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512
 
 
 def load(source: str) -> ctypes.CDLL:
-    """Compile the C++ file `source` of this folder, once a process (about a second), and load it.
+    """Compile the C++ file `source` of this folder, once per process (about a second), and load it.
 
-    It shares the OpenMP threads of torch where the compiler's OpenMP library is the one that torch brings.
+    It shares the OpenMP threads of torch if the compiler's OpenMP library is the one that torch loads.
 
     Raises:
-        RuntimeError: this CPU has no AVX512-BF16 instructions, there is no C++ compiler, or it does not take the file.
+        RuntimeError: this CPU has no AVX512-BF16 instructions, there is no C++ compiler, or compilation fails.
     """
     library, why_not = _build(source)
     if library is None:
@@ -31,7 +31,7 @@ def load(source: str) -> ctypes.CDLL:
 
 @cache
 def _build(source: str) -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and why there is none: a compiler that failed is not asked again."""
+    """Return the library, or None and the reason; cached, so that a compiler that failed is not tried again."""
     if not torch.cpu._is_avx512_bf16_supported():
         return None, "this CPU has no AVX512-BF16 instructions"
     compiler = shlex.split(os.environ.get("CXX") or "g++")
@@ -42,8 +42,8 @@ def _build(source: str) -> tuple[ctypes.CDLL | None, str]:
             subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")  # noqa: S603 - from CXX
             return ctypes.CDLL(str(library)), ""
         except FileNotFoundError:
-            return None, f"no C++ compiler {compiler[0]!r}: install g++, or name one in CXX"
+            return None, f"there is no C++ compiler {compiler[0]!r}: install g++, or name one in CXX"
         except subprocess.CalledProcessError as error:
-            return None, f"{compiler[0]} does not compile {source}: {error.stderr.strip()}"
+            return None, f"{compiler[0]} failed to compile {source}: {error.stderr.strip()}"
         except OSError as error:
-            return None, f"{source} was compiled but does not load: {error}"
+            return None, f"{source} was compiled but cannot be loaded: {error}"

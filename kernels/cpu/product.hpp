@@ -1,4 +1,4 @@
-// What the convolutions of conv.cpp share: a call, its register kernel, and the end of each output pixel.
+// Shared by the convolutions of conv.cpp: their arguments, the register kernel, and the end of each output pixel.
 
 #pragma once
 
@@ -14,14 +14,14 @@ namespace {
 
 using bf16 = uint16_t;
 
-constexpr int64_t kVector = 16;      // fp32 numbers a register
+constexpr int64_t kVector = 16;      // fp32 values per register
 constexpr int64_t kColumn = 32;      // output channels that one product yields: two registers
 constexpr int64_t kRows = 14;        // output pixels, or tiles, of one product: 28 of the 32 registers hold sums
-constexpr int64_t kCache = 1 << 18;  // bytes of pixels, and of weight, that are worked on together: a share of L2
-constexpr int64_t kAhead = 4096;     // numbers of weight that are fetched into L2 before they are needed
-constexpr int64_t kFewGroups = 4;    // groups of rows a thread; with fewer, threads share the columns as well
+constexpr int64_t kCache = 1 << 18;  // bytes of pixels, and of weight, per pass: a share of L2
+constexpr int64_t kAhead = 4096;     // values of weight that are prefetched into L2
+constexpr int64_t kFewGroups = 4;    // groups of rows per thread; with fewer, threads share the columns too
 
-// kernels/cpu/conv.py has the same fields in the same order.
+// kernels/cpu/conv.py declares the same fields in the same order.
 struct Sizes {
   int64_t n, h, w;
   int64_t c;  // input channels; a multiple of 16 for winograd
@@ -35,7 +35,7 @@ struct Conv : Sizes {
   const float* bias;     // [k]
   const bf16* residual;  // [n, out_h, out_w, k], or null; may be `out`
   bf16* out;             // [n, out_h, out_w, k]
-  bf16* scratch;         // as many numbers as <algorithm>_scratch says
+  bf16* scratch;         // as many values as <algorithm>_scratch returns
 };
 
 __m512 widen(__m256i values) {
@@ -78,7 +78,7 @@ void product(const bf16* const* a, int64_t taps, const bf16* weight, int64_t pai
 using Product = void (*)(const bf16* const*, int64_t, const bf16*, int64_t, float*);
 
 struct Products {
-  Product of[kRows];
+  Product by_rows[kRows];
 };
 
 template <int... Rows>
@@ -88,28 +88,28 @@ constexpr Products products(std::integer_sequence<int, Rows...>) {
 
 constexpr Products kProducts = products(std::make_integer_sequence<int, kRows>{});
 
-// Bias, residual and ReLU for 32 channels of one output pixel.
+// Adds bias and residual to 32 channels of one output pixel, applies the ReLU, and stores them.
 void finish(const Conv& conv, int64_t pixel, int64_t channel, __m512 low, __m512 high) {
-  const int64_t at = pixel * conv.k + channel;
+  const int64_t offset = pixel * conv.k + channel;
   low = _mm512_add_ps(low, _mm512_loadu_ps(conv.bias + channel));
   high = _mm512_add_ps(high, _mm512_loadu_ps(conv.bias + channel + kVector));
   if (conv.residual) {
-    low = _mm512_add_ps(low, load(conv.residual + at));
-    high = _mm512_add_ps(high, load(conv.residual + at + kVector));
+    low = _mm512_add_ps(low, load(conv.residual + offset));
+    high = _mm512_add_ps(high, load(conv.residual + offset + kVector));
   }
   if (conv.relu) {  // the operand order keeps NaN
     low = _mm512_max_ps(_mm512_setzero_ps(), low);
     high = _mm512_max_ps(_mm512_setzero_ps(), high);
   }
-  _mm512_storeu_si512(conv.out + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  _mm512_storeu_si512(conv.out + offset, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
-// A number of chunks that all threads share evenly, each of about `cache` bytes.
+// The number of chunks of about `cache` bytes: a multiple of the number of threads.
 int64_t chunks_of(int64_t bytes, int64_t cache, int64_t threads) {
   return (std::max<int64_t>(bytes / cache, 1) + threads - 1) / threads * threads;
 }
 
-// The k'th of `parts` nearly equal parts of `count` begins here.
+// The start of the k'th of `parts` nearly equal parts of `count`.
 int64_t part(int64_t count, int64_t k, int64_t parts) { return k * count / parts; }
 
 }  // namespace

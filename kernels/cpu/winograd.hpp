@@ -1,4 +1,4 @@
-// Winograd's convolution by tiles of 2x2 output pixels; conv.cpp names the source.
+// Winograd's convolution by tiles of 2x2 output pixels; see conv.cpp for the paper.
 
 #pragma once
 
@@ -7,23 +7,24 @@
 namespace {
 
 constexpr int64_t kPoints = 16;           // products of F(2x2, 3x3)
-constexpr int64_t kTilesCache = 1 << 19;  // bytes of transformed tiles that are worked on together
+constexpr int64_t kTilesCache = 1 << 19;  // bytes of transformed tiles per chunk
 
 // The tiles of F(2x2, 3x3), 2x2 output pixels each, in groups of at most 14.
 struct Tiles {
   const Conv& conv;
   const int64_t high = (conv.h + 1) / 2, wide = (conv.w + 1) / 2;
   const int64_t count = conv.n * high * wide, groups = (count + kRows - 1) / kRows;
-  const int64_t block = kPoints * kRows * conv.c;  // numbers of one transformed group: [points, rows, c]
+  const int64_t block = kPoints * kRows * conv.c;  // values of one transformed group: [points, rows, c]
 
   int64_t begin(int64_t group) const { return part(count, group, groups); }
 
   int64_t rows(int64_t group) const { return begin(group + 1) - begin(group); }
 
-  // One tile into its row of the group's block: B^T d B, with B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1], in bf16.
-  void transform(int64_t group, int64_t of_group, bf16* to) const {
-    const int64_t tile = begin(group) + of_group;
-    to += of_group * conv.c;
+  // Transforms one tile into its row of the group's block, in bf16: B^T d B, with
+  // B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1].
+  void transform(int64_t group, int64_t row, bf16* to) const {
+    const int64_t tile = begin(group) + row;
+    to += row * conv.c;
     const int64_t y = tile / wide % high * 2 - 1, x = tile % wide * 2 - 1;
     const bf16* corner = conv.x + ((tile / (high * wide) * conv.h + y) * conv.w + x) * conv.c;
     __mmask16 inside[4][4];
@@ -55,14 +56,14 @@ struct Tiles {
     }
   }
 
-  // The 16 products of one transformed group and one column, then A^T m A with A^T = [1 1 1 0; 0 1 -1 -1].
+  // Computes the 16 products of one transformed group and one column, then A^T m A with A^T = [1 1 1 0; 0 1 -1 -1].
   void multiply(int64_t group, int64_t column, const bf16* from) const {
     const int64_t rows = this->rows(group);
     alignas(64) float sums[kPoints * kRows * kColumn];
     for (int64_t p = 0; p < kPoints; ++p) {
       const bf16* a[kRows];
       for (int64_t r = 0; r < rows; ++r) a[r] = from + (p * kRows + r) * conv.c;
-      kProducts.of[rows - 1](a, 1, conv.weight + (column * kPoints + p) * conv.c * kColumn, conv.c / 2,
+      kProducts.by_rows[rows - 1](a, 1, conv.weight + (column * kPoints + p) * conv.c * kColumn, conv.c / 2,
                              sums + p * kRows * kColumn);
     }
     for (int64_t r = 0; r < rows; ++r) finish_tile(begin(group) + r, column * kColumn, sums + r * kColumn);
@@ -101,7 +102,7 @@ int64_t chunks_of(const Tiles& tiles) {
 
 int64_t groups_of_a_chunk(const Tiles& tiles) { return (tiles.groups + chunks_of(tiles) - 1) / chunks_of(tiles); }
 
-// Each thread transforms a chunk that its L2 holds and multiplies it by the whole weight.
+// Each thread transforms a chunk that fits its L2 and multiplies it by the whole weight.
 void winograd_by_chunks(const Tiles& tiles, int64_t columns) {
   const int64_t chunks = chunks_of(tiles), most = groups_of_a_chunk(tiles);
 #pragma omp parallel for schedule(static) num_threads(tiles.conv.threads)
@@ -117,7 +118,7 @@ void winograd_by_chunks(const Tiles& tiles, int64_t columns) {
   }
 }
 
-// Few tiles: all threads transform, then share the columns of the weight, so that each is read by one thread.
+// For few tiles: all threads transform, then share the columns of the weight, so that each is read by one thread.
 void winograd_by_columns(const Tiles& tiles, int64_t columns) {
   bf16* shared = tiles.conv.scratch;
 #pragma omp parallel num_threads(tiles.conv.threads)

@@ -1,7 +1,7 @@
-"""BatchNorm's backward pass through a 1x1 convolution whose result does not exist: what has no rows.
+"""The backward pass of a BatchNorm and a 1x1 convolution whose result is never written: the part without rows.
 
 With D the gradient of the BatchNorm's result, P = D^T (y - centre), s = sum D (`kernels.products.filter_gradient`), and
-of the forward pass W, mean, r = 1 / sqrt(var + eps), a = weight r, V = W cov, delta = mean of y - centre, n rows:
+from the forward pass W, mean, r = 1 / sqrt(var + eps), a = weight r, V = W cov, delta = mean of y - centre, n rows:
 
     dbias = s
     dweight = r (sum over channels of P W  -  s (W delta))
@@ -9,17 +9,18 @@ of the forward pass W, mean, r = 1 / sqrt(var + eps), a = weight r, V = W cov, d
     dy = D (a W) - (y - centre) H + h
     H = W^T diag(e) W,  h = (e (W delta)) W - (s / n) (a W),  e = a r dweight / n
 
-which is Ioffe and Szegedy, "Batch Normalization" (2015), section 3, with x_hat = r (W y - mean) put in. Everything is
-taken around the centre of y, so that nothing cancels where |mean| >> std.
+which is Ioffe and Szegedy, "Batch Normalization" (2015), section 3, with x_hat = r (W y - mean) substituted. All sums
+are taken around the centre of y, so that nothing cancels where |mean| >> std.
 
-a W and H are rounded once and then meet every row: in a sum of dy over rows, which the BatchNorm before takes, their
-errors add up where those of single values average out. Hence h takes the mean of D back by the a W that was rounded,
-and where such a BatchNorm is, the diagonal of H, all of one sign along the sum, stays in the precision of sums.
+a W and H are rounded once and then multiply every row: in a sum of dy over rows, which the preceding BatchNorm takes,
+their errors add up, while those of single values average out. Hence h removes the mean of D by the rounded a W, and
+where there is such a BatchNorm, the diagonal of H, whose terms in the sum all have one sign, stays in the precision of
+sums.
 
 `_parameter_gradients` merges the parts of P and s; `_inner_filters` writes [a W; -H] for `kernels.gram.inner_gradient`
-in the dtype of the filters, and the diagonal of H apart. In fp16 a W may leave the range at its upper end (a filter
-whose result hardly varies, or a large weight) and at its lower end, and H, which is as small as the gradient, does at
-its lower one: each is multiplied by a power of two that brings it to LARGEST, and `unscale` takes that back.
+in the dtype of the filters, and the diagonal of H separately. In fp16 a W may overflow (a filter whose result hardly
+varies, or a large weight) or underflow, and H, which is as small as the gradient, may underflow: each is multiplied by
+a power of two that brings it to LARGEST, and `unscale` undoes that.
 """
 
 from collections.abc import Sequence
@@ -38,23 +39,25 @@ from kernels.launch.runtime import Budget, launch_kernel
 from kernels.products.operands import merged
 from kernels.products.plans import merged_at_once, product_precision, small_block
 
-FILTERS = 16  # of a program of _parameter_gradients
+FILTERS = 16  # per program of _parameter_gradients
 INTERPRETED_FILTERS = 128
-CHANNELS = 32  # of a side of H, of a program
-MERGED_CHANNELS = 32  # at a time
+CHANNELS = 32  # per program, along each side of H
+MERGED_CHANNELS = 32  # merged at a time
 INNER_FILTERS = 32  # multiplied at a time
-FP16_LARGEST = 2.0**14  # of a W, and a bound of H: a quarter of what fp16 holds
-MOST_SCALED: tl.constexpr = tl.constexpr(40.0)  # binary places: two such factors and a sum of rows do not overflow
+FP16_LARGEST = 2.0**14  # the target for a W, and for a bound of H: a quarter of the range of fp16
+MOST_SCALED: tl.constexpr = tl.constexpr(
+    40.0
+)  # the exponent of a factor: two factors and a sum over rows do not overflow
 
 
 @triton.jit
 def _merged_product(
     products_ptr, filters, channels, N, C, splits, MERGED: tl.constexpr, FILTERS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """P [F, B], from its parts [splits, N, C]."""
-    at = tl.reshape(filters[:, None] * C + channels[None, :], [FILTERS * CHANNELS])
-    known = tl.reshape((filters < N)[:, None] & (channels < C)[None, :], [FILTERS * CHANNELS])
-    return tl.reshape(merged(products_ptr, at, known, N * C, splits, MERGED), [FILTERS, CHANNELS])
+    """Merge P [F, B] from its parts [splits, N, C]."""
+    indices = tl.reshape(filters[:, None] * C + channels[None, :], [FILTERS * CHANNELS])
+    valid = tl.reshape((filters < N)[:, None] & (channels < C)[None, :], [FILTERS * CHANNELS])
+    return tl.reshape(merged(products_ptr, indices, valid, N * C, splits, MERGED), [FILTERS, CHANNELS])
 
 
 @triton.jit
@@ -74,15 +77,15 @@ def _parameter_gradients(
 ):  # fmt: skip
     acc = products_ptr.dtype.element_ty
     filters = tl.program_id(0) * FILTERS + tl.arange(0, FILTERS)
-    known = filters < N
+    valid = filters < N
     _, rstd, scale = saved_statistics(statistics_ptr, weight_ptr, filters, N, EPS)
-    total = merged(sums_ptr, filters, known, N, sum_splits, MERGED)
+    total = merged(sums_ptr, filters, valid, N, sum_splits, MERGED)
     along = tl.zeros([FILTERS], dtype=acc)
     moved = tl.zeros([FILTERS], dtype=acc)
     largest = tl.zeros([FILTERS], dtype=acc)
     for first in range(0, C, CHANNELS):
         channels = first + tl.arange(0, CHANNELS)
-        inside = known[:, None] & (channels < C)[None, :]
+        inside = valid[:, None] & (channels < C)[None, :]
         weights = tl.load(filters_ptr + filters[:, None] * C + channels[None, :], mask=inside, other=0.0).to(acc)
         offset = tl.load(offset_ptr + channels, mask=channels < C, other=0.0)
         product = _merged_product(products_ptr, filters, channels, N, C, splits, MERGED, FILTERS, CHANNELS)
@@ -92,25 +95,25 @@ def _parameter_gradients(
     dweight = rstd * (along - total * moved)
     count = tl.cast(rows, acc)
     slope = scale * rstd * dweight / count
-    tl.store(terms_ptr + filters, scale, mask=known)
-    tl.store(terms_ptr + N + filters, slope, mask=known)
-    tl.store(terms_ptr + 2 * N + filters, slope * moved, mask=known)
-    tl.store(terms_ptr + 3 * N + filters, total / count, mask=known)
-    tl.store(terms_ptr + 4 * N + filters, largest, mask=known)
+    tl.store(terms_ptr + filters, scale, mask=valid)
+    tl.store(terms_ptr + N + filters, slope, mask=valid)
+    tl.store(terms_ptr + 2 * N + filters, slope * moved, mask=valid)
+    tl.store(terms_ptr + 3 * N + filters, total / count, mask=valid)
+    tl.store(terms_ptr + 4 * N + filters, largest, mask=valid)
     if dbias_ptr is not None:
-        tl.store(dbias_ptr + filters, total.to(dbias_ptr.dtype.element_ty), mask=known)
+        tl.store(dbias_ptr + filters, total.to(dbias_ptr.dtype.element_ty), mask=valid)
     if dweight_ptr is not None:
-        tl.store(dweight_ptr + filters, dweight.to(dweight_ptr.dtype.element_ty), mask=known)
+        tl.store(dweight_ptr + filters, dweight.to(dweight_ptr.dtype.element_ty), mask=valid)
     if dfilters_ptr is not None:
         for first in range(0, C, CHANNELS):
             channels = first + tl.arange(0, CHANNELS)
-            inside = known[:, None] & (channels < C)[None, :]
-            at = filters[:, None] * C + channels[None, :]
-            varied = tl.load(varied_ptr + at, mask=inside, other=0.0)
+            inside = valid[:, None] & (channels < C)[None, :]
+            indices = filters[:, None] * C + channels[None, :]
+            varied = tl.load(varied_ptr + indices, mask=inside, other=0.0)
             offset = tl.load(offset_ptr + channels, mask=channels < C, other=0.0)
             product = _merged_product(products_ptr, filters, channels, N, C, splits, MERGED, FILTERS, CHANNELS)
             inner = product - total[:, None] * offset[None, :] - (dweight * rstd)[:, None] * varied
-            tl.store(dfilters_ptr + at, (scale[:, None] * inner).to(dfilters_ptr.dtype.element_ty), mask=inside)
+            tl.store(dfilters_ptr + indices, (scale[:, None] * inner).to(dfilters_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -122,7 +125,7 @@ def _larger(bound, LARGEST: tl.constexpr):
 
 @triton.jit
 def _scales(terms_ptr, N, LARGEST: tl.constexpr, BLOCK_FILTERS: tl.constexpr):
-    """The powers of two for a W, and for H, none of which is larger than sum |e| max |W|^2."""
+    """The powers of two for a W and for H, no element of which is larger than sum |e| max |W|^2."""
     largest = tl.zeros([BLOCK_FILTERS], dtype=terms_ptr.dtype.element_ty)
     bound = tl.zeros([BLOCK_FILTERS], dtype=terms_ptr.dtype.element_ty)
     for start in range(0, N, BLOCK_FILTERS):
@@ -139,8 +142,8 @@ def _scales(terms_ptr, N, LARGEST: tl.constexpr, BLOCK_FILTERS: tl.constexpr):
 def _inner_filters(
     inner_ptr,  # [N + C, C], written: a W, then -H
     constant_ptr,  # [C], written: h
-    diagonal_ptr,  # [C], written: that of H, which -H is then without; or None
-    unscale_ptr,  # [2], written: how many times too large a W and H are; or None
+    diagonal_ptr,  # [C], written: the diagonal of H, which is then zero in -H; or None
+    unscale_ptr,  # [2], written: the factors that undo the scaling of a W and of H; or None
     terms_ptr,  # [5, N]
     filters_ptr,  # [N, C]
     N, C,
@@ -162,32 +165,32 @@ def _inner_filters(
     diagonal = tl.zeros([BLOCK_CHANNELS], dtype=acc)
     for start in range(0, N, BLOCK_FILTERS):
         filters = start + tl.arange(0, BLOCK_FILTERS)
-        known = filters < N
-        scale = tl.load(terms_ptr + filters, mask=known, other=0.0)
-        slope = tl.load(terms_ptr + N + filters, mask=known, other=0.0)
-        level = tl.load(terms_ptr + 2 * N + filters, mask=known, other=0.0)
-        mean = tl.load(terms_ptr + 3 * N + filters, mask=known, other=0.0)
-        inside = known[:, None] & (channels < C)[None, :]
+        valid = filters < N
+        scale = tl.load(terms_ptr + filters, mask=valid, other=0.0)
+        slope = tl.load(terms_ptr + N + filters, mask=valid, other=0.0)
+        level = tl.load(terms_ptr + 2 * N + filters, mask=valid, other=0.0)
+        mean = tl.load(terms_ptr + 3 * N + filters, mask=valid, other=0.0)
+        inside = valid[:, None] & (channels < C)[None, :]
         left = tl.load(filters_ptr + filters[:, None] * C + channels[None, :], mask=inside, other=0.0).to(acc)
-        inside = known[:, None] & (columns < C)[None, :]
-        at = filters[:, None] * C + columns[None, :]
-        right = tl.load(filters_ptr + at, mask=inside, other=0.0).to(acc)
+        inside = valid[:, None] & (columns < C)[None, :]
+        indices = filters[:, None] * C + columns[None, :]
+        right = tl.load(filters_ptr + indices, mask=inside, other=0.0).to(acc)
         product = tl.dot(tl.trans(left), slope[:, None] * right, product, input_precision=PRECISION)
         scaled = ((scale * larger)[:, None] * right).to(inner_ptr.dtype.element_ty)
         constant += tl.sum(level[:, None] * right - (mean / larger)[:, None] * scaled.to(acc), axis=0)
         diagonal += tl.sum(slope[:, None] * right * right, axis=0)
-        tl.store(inner_ptr + at, scaled, mask=inside & first)
+        tl.store(inner_ptr + indices, scaled, mask=inside & first)
     if diagonal_ptr is not None:
         product = tl.where(channels[:, None] == columns[None, :], 0.0, product)
         tl.store(diagonal_ptr + columns, diagonal, mask=(columns < C) & first)
-    at = (N + channels)[:, None] * C + columns[None, :]
+    indices = (N + channels)[:, None] * C + columns[None, :]
     inside = (channels < C)[:, None] & (columns < C)[None, :]
-    tl.store(inner_ptr + at, (-larger_h * product).to(inner_ptr.dtype.element_ty), mask=inside)
+    tl.store(inner_ptr + indices, (-larger_h * product).to(inner_ptr.dtype.element_ty), mask=inside)
     tl.store(constant_ptr + columns, constant, mask=(columns < C) & first)
 
 
 class ParameterGradients(NamedTuple):
-    """Of the convolution's filters and its BatchNorm, each None where it is not asked for; and what is behind them."""
+    """The gradients of a convolution's filters and BatchNorm, None if not needed; and terms of the gradient of y."""
 
     filters: Tensor | None
     weight: Tensor | None
@@ -196,7 +199,7 @@ class ParameterGradients(NamedTuple):
 
 
 class InnerFilters(NamedTuple):
-    """What `kernels.gram.inner_gradient` multiplies by."""
+    """The factors of `kernels.gram.inner_gradient`."""
 
     filters: Tensor  # [N + C, C]
     constant: Tensor  # [C]
@@ -212,23 +215,25 @@ def parameter_gradients(
     varied: Tensor,
     statistics: Tensor,
     norm: Norm,
-    wanted: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None],
 ) -> ParameterGradients:
-    """The gradients of a 1x1 convolution's filters and of its BatchNorm.
+    """Compute the gradients of a 1x1 convolution's filters and of its BatchNorm.
 
     Args:
         products: [splits, N, C], D^T (y - centre) in parts.
-        sums: [sum splits, N], D in parts, not always those of the products: a block's two convolutions share them.
-        source: what the convolution took.
-        filters: [N, C, 1, 1] as they were multiplied.
+        sums: [sum splits, N], D summed in parts; the two convolutions of a block share them, so splits may differ.
+        source: the input of the convolution.
+        filters: [N, C, 1, 1], as the forward pass multiplied them.
         varied: [N, C], filters @ covariance.
         statistics: [2, N], mean and biased variance.
         norm: the BatchNorm.
-        wanted: the parameters (filters, weight, bias) whose gradients are asked for; they tell the dtypes.
+        parameters: filters, weight and bias, which give the dtypes of the gradients; None where none is needed.
     """
     splits, columns, channels = map(int, products.shape)
-    # written in order: like what is in order already, whose strides of sides of one may be channels_last's
-    dfilters, dweight, dbias = (None if of is None else torch.empty_like(of.contiguous()) for of in wanted)
+    # kernels write them contiguous; of contiguous filters, strides of sides of length 1 may be those of channels_last
+    dfilters, dweight, dbias = (
+        None if parameter is None else torch.empty_like(parameter.contiguous()) for parameter in parameters
+    )
     terms = products.new_empty((5, columns))
     block = small_block(FILTERS, columns, interpreted=INTERPRETED_FILTERS)
     launch_kernel(
@@ -239,19 +244,19 @@ def parameter_gradients(
         num_warps=8,
         budget=lambda: Budget(
             read=products.nbytes + sums.nbytes + filters.nbytes + varied.nbytes,
-            written=sum(made.nbytes for made in (dfilters, dweight, dbias, terms) if made is not None),
+            written=sum(tensor.nbytes for tensor in (dfilters, dweight, dbias, terms) if tensor is not None),
         ),
     )  # fmt: skip
     return ParameterGradients(dfilters, dweight, dbias, terms)
 
 
 def inner_filters(terms: Tensor, filters: Tensor, *, summed: bool) -> InnerFilters:
-    """[a W; -H] and h, from the terms of `parameter_gradients` and filters [N, C, 1, 1].
+    """Compute [a W; -H] and h from the terms of `parameter_gradients` and filters [N, C, 1, 1].
 
     Args:
         terms: [5, N].
-        filters: as they were multiplied.
-        summed: the gradient will be summed over rows: keep the diagonal of H apart, unrounded.
+        filters: as the forward pass multiplied them.
+        summed: the gradient will be summed over rows, so keep the diagonal of H separately, unrounded.
     """
     columns, channels = map(int, filters.shape[:2])
     inner = filters.new_empty((columns + channels, channels))

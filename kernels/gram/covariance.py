@@ -1,16 +1,16 @@
-"""What BatchNorm's statistics of a 1x1 convolution follow from: mean and covariance of its input.
+"""Mean and covariance of the input of a 1x1 convolution, from which the statistics of its result follow.
 
-The sum of products over all rows (the Gram matrix) costs K / N of the convolution's work and one read of its input y.
-`kernels.gram.statistics` has what follows. Where |mean| >> std, sum y y^T / rows - m m^T would cancel: sums are taken
-of y - centre, the mean of a sample of the rows, and what is left of the mean m is taken out exactly. With a sample of b
-of all n rows |centre - m|^2 <= n / b * variance (Cauchy-Schwarz), for rows in no order about variance / b. The
-difference is rounded to the dtype of y: had the centre finer digits than y, all y of one size would be rounded to the
-same side, and their sum would be off by as many times that. It is a multiple of twice the last place of the largest y
-of the sample.
+The sum of products over all rows (the Gram matrix) costs K / N of the convolution's work and one read of its input y;
+`kernels.gram.statistics` computes the statistics from it. Where |mean| >> std, sum y y^T / rows - m m^T would cancel:
+sums are taken of y - centre, the centre being the mean of a sample of the rows, and the rest of the mean m is removed
+exactly. With a sample of b of all n rows |centre - m|^2 <= n / b * variance (Cauchy-Schwarz), about variance / b for
+rows in random order. The difference is rounded to the dtype of y. If the centre had finer digits than y, all y of one
+size would be rounded in the same direction, and those errors would add up in the sum; so it is a multiple of twice the
+last place of the largest y of the sample.
 
-Launches, of which `_gram` alone reads all of y, and no other anything of its size:
+Launches, of which `_gram` alone reads anything of the size of y:
 
-    _prepare      merges y's own BatchNorm (its line), takes the centre of a sample of relu(bn(x)) or x
+    _prepare      merges the statistics of y's own BatchNorm (its line), computes the centre of relu(bn(x)) or x
     _gram         products of blocks of channels, i <= j, split over rows; and sums of channels
     _covariance   merges the splits, all in the same order
 """
@@ -30,10 +30,10 @@ from kernels.products.operands import Pixels, activation_tile, merged, source_ro
 from kernels.products.plans import ProductLaunch, merged_at_once, product_precision, row_product_launch, small_block
 
 SAMPLED_ROWS = 128
-SAMPLED_CHANNELS = 64  # of a program
-SMALLEST: tl.constexpr = tl.constexpr(2.0**-14)  # y below that count as it: there fp16 has fewer digits
-_OWN_TRANSPOSE = (3, 8)  # before, Triton (3.6 at least) fails to multiply a tile with its own transpose on Blackwell
-MERGED_CHANNELS = 16  # of a side of the covariance, of a program
+SAMPLED_CHANNELS = 64  # per program
+SMALLEST: tl.constexpr = tl.constexpr(2.0**-14)  # smaller y count as this: below it fp16 has fewer digits
+_OWN_TRANSPOSE = (3, 8)  # an older Triton (3.6 at least) fails to multiply a tile by its own transpose on Blackwell
+MERGED_CHANNELS = 16  # per program, along each side of the covariance
 INTERPRETED_MERGED = 256
 
 
@@ -50,30 +50,30 @@ def _prepare(
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    known = channels < C
-    taken = tl.arange(0, BLOCK_ROWS)
-    inside = (taken < sample)[:, None] & known[None, :]
-    source = source_rows(taken.to(tl.int64) * step, pixels, width, source_pixels, source_width, STRIDE)
+    valid = channels < C
+    sample_rows = tl.arange(0, BLOCK_ROWS)
+    inside = (sample_rows < sample)[:, None] & valid[None, :]
+    source = source_rows(sample_rows.to(tl.int64) * step, pixels, width, source_pixels, source_width, STRIDE)
     x = tl.load(x_ptr + (source * C)[:, None] + channels[None, :], mask=inside, other=0.0)
     acc = centre_ptr.dtype.element_ty
     if partials_ptr is not None:
         mean, scale, shift = branch(
             partials_ptr, None, None, weight_ptr, bias_ptr, statistics_ptr, channels, rows, C, rows_per_part, parts, EPS
         )
-        tl.store(line_ptr + channels, mean, mask=known)
-        tl.store(line_ptr + C + channels, scale, mask=known)
-        tl.store(line_ptr + 2 * C + channels, shift, mask=known)
+        tl.store(line_ptr + channels, mean, mask=valid)
+        tl.store(line_ptr + C + channels, scale, mask=valid)
+        tl.store(line_ptr + 2 * C + channels, shift, mask=valid)
         y = normalised(x.to(acc), mean, scale, shift).to(x.dtype)
         x = tl.where(inside & kept(y), y, 0.0)
     largest = tl.maximum(tl.max(tl.abs(x.to(acc)), axis=0), SMALLEST)
     place = PLACE * tl.exp2(tl.floor(tl.log2(largest)))
     centre = tl.floor(tl.sum(x.to(acc), axis=0) / sample / place + 0.5) * place
-    tl.store(centre_ptr + channels, centre, mask=known)
+    tl.store(centre_ptr + channels, centre, mask=valid)
 
 
 @triton.jit
 def _gram(
-    products_ptr,  # [splits, C, C], written where the block of the first index is not behind that of the second
+    products_ptr,  # [splits, C, C], written where the block of the first index is not after that of the second
     sums_ptr,  # [splits, C], written
     x_ptr,  # [source rows, C]
     line_ptr,  # [3, C] or None
@@ -88,28 +88,28 @@ def _gram(
         return
     acc = products_ptr.dtype.element_ty
     split = tl.program_id(1).to(tl.int64)
-    of_i = i * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    of_j = j * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channels_i = i * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channels_j = j * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, rows)
     product = tl.zeros([BLOCK_CHANNELS, BLOCK_CHANNELS], dtype=acc)
     total = tl.zeros([BLOCK_CHANNELS], dtype=acc)
     for start in range(first, last, BLOCK_ROWS):
-        at = start + tl.arange(0, BLOCK_ROWS)
-        source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)
-        left = activation_tile(x_ptr, line_ptr, centre_ptr, source, at < last, of_i, C)
+        tile_rows = start + tl.arange(0, BLOCK_ROWS)
+        source = source_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)
+        left = activation_tile(x_ptr, line_ptr, centre_ptr, source, tile_rows < last, channels_i, C)
         right = left
         if COPIED:
             right = left + tl.zeros_like(left)
         if BLOCKS > 1:
-            right = activation_tile(x_ptr, line_ptr, centre_ptr, source, at < last, of_j, C)
+            right = activation_tile(x_ptr, line_ptr, centre_ptr, source, tile_rows < last, channels_j, C)
         product = tl.dot(tl.trans(left), right, product, input_precision=PRECISION)
         total += tl.sum(left.to(acc), axis=0)
-    here = (of_i < C)[:, None] & (of_j < C)[None, :]
-    out = products_ptr + split * C * C + of_i[:, None] * C + of_j[None, :]
-    tl.store(out, product, mask=here)
+    inside = (channels_i < C)[:, None] & (channels_j < C)[None, :]
+    out = products_ptr + split * C * C + channels_i[:, None] * C + channels_j[None, :]
+    tl.store(out, product, mask=inside)
     if i == j:
-        tl.store(sums_ptr + split * C + of_i, total, mask=of_i < C)
+        tl.store(sums_ptr + split * C + channels_i, total, mask=channels_i < C)
 
 
 @triton.jit
@@ -123,29 +123,29 @@ def _covariance(
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at = i[:, None] * C + j[None, :]
-    written = at
+    indices = i[:, None] * C + j[None, :]
+    gram_indices = indices
     if tl.program_id(0) * BLOCK // GRAM_BLOCK > tl.program_id(1) * BLOCK // GRAM_BLOCK:
-        written = j[None, :] * C + i[:, None]
+        gram_indices = j[None, :] * C + i[:, None]
     inside = (i < C)[:, None] & (j < C)[None, :]
-    flat = tl.reshape(written, [BLOCK * BLOCK])
+    flat = tl.reshape(gram_indices, [BLOCK * BLOCK])
     product = merged(products_ptr, flat, tl.reshape(inside, [BLOCK * BLOCK]), C * C, splits, MERGED)
     count = tl.cast(rows, covariance_ptr.dtype.element_ty)
     offset_i = merged(sums_ptr, i, i < C, C, splits, MERGED) / count
     offset_j = merged(sums_ptr, j, j < C, C, splits, MERGED) / count
     covariance = tl.reshape(product, [BLOCK, BLOCK]) / count - offset_i[:, None] * offset_j[None, :]
-    tl.store(covariance_ptr + at, covariance, mask=inside)
+    tl.store(covariance_ptr + indices, covariance, mask=inside)
     tl.store(offset_ptr + i, offset_i, mask=(i < C) & (tl.program_id(1) == 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What a 1x1 convolution takes: relu(bn(x)) or x itself, at a stride, and what `gram_source` found of it."""
+    """The input of a 1x1 convolution, relu(bn(x)) or x itself, at a stride, with the mean from `gram_source`."""
 
     x: Tensor  # [N, C, H, W], channels_last
     stride: int
     line: Tensor | None  # [3, C]: mean, scale and shift of the BatchNorm; None: x itself
-    moments: Tensor  # [2, C]: what is subtracted before products over all rows; the mean over all rows, less that
+    moments: Tensor  # [2, C]: the centre; the mean over all rows, less the centre
 
     @property
     def centre(self) -> Tensor:
@@ -163,17 +163,17 @@ class Source:
 def gram_source(
     x: Tensor, stride: int, norm: Norm | None, partials: Tensor | None, rows_per_part: int
 ) -> tuple[Source, Tensor, Tensor | None]:
-    """The input of a 1x1 convolution, its covariance, and the statistics of its own BatchNorm.
+    """Compute the covariance of the input of a 1x1 convolution, and the statistics of the input's own BatchNorm.
 
     Args:
         x: [N, C, H, W], channels_last.
         stride: of the convolution.
-        norm: the BatchNorm and ReLU that lie between x and the convolution, if any.
-        partials: [1, 2, parts, C], the partial statistics of x where there is a norm.
+        norm: the BatchNorm between x and the convolution, followed by a ReLU; None if there is none.
+        partials: [1, 2, parts, C], the partial statistics of x if there is a norm.
         rows_per_part: the rows of a part.
 
     Returns:
-        The source; its covariance [C, C]; and the mean and biased variance [2, C] of x where there is a norm.
+        The source; its covariance [C, C]; and the mean and biased variance [2, C] of x if there is a norm.
     """
     channels, sums = int(x.shape[1]), Matrix.of(x).sums
     source = Source(x=x, stride=stride, line=None, moments=x.new_empty((2, channels), dtype=sums))
@@ -201,7 +201,7 @@ def gram_source(
 
 
 def _covariance_of(source: Source) -> Tensor:
-    """[C, C]; writes the source's offset."""
+    """Compute the covariance [C, C] of a source, and write the source's offset."""
     x, pixels, channels = source.x, source.pixels, int(source.x.shape[1])
     plan = row_product_launch("gram", pixels.rows, channels, channels, x.dtype)
     products = source.centre.new_empty((plan.runs, channels, channels))
@@ -237,5 +237,5 @@ def _covariance_of(source: Source) -> Tensor:
 
 
 def _pairs(plan: ProductLaunch, blocks: int) -> int:
-    """Elements of the blocks that are computed."""
+    """Count the elements of the blocks that are computed."""
     return plan.block_columns**2 * blocks * (blocks + 1) // 2

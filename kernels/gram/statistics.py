@@ -1,17 +1,17 @@
-"""BatchNorm's statistics of a 1x1 convolution, from the covariance of its input: its result need not exist.
+"""The statistics of a 1x1 convolution's result, from the covariance of its input, without computing the result.
 
 A 1x1 convolution is a linear map y -> W y of every pixel, so that the mean and the variance of its result follow from
 those of its input (`kernels.gram.covariance`), whatever the number of pixels:
 
     mean = W m,  var_n = W_n cov W_n^T,  with m = mean of y, cov = sum (y - m)(y - m)^T / rows
 
-Of a filter nearly orthogonal to all variation the variance is a small difference of large terms, whose rounding may
-leave it below zero, or so far below the truth that the result would be blown up. Rounding cannot tell a variance below
-ROUNDINGS eps (sum |W_nk| std of y_k)^2 from one of that size, and no smaller one is taken.
+For a filter nearly orthogonal to all variation the variance is a small difference of large terms. Rounding may make it
+negative, or so much too small that normalising by it would blow up the result. A variance below
+ROUNDINGS eps (sum |W_nk| std of y_k)^2 cannot be told from rounding errors, so that is its lower bound.
 
 Launches, neither of which reads anything of the size of an activation:
 
-    _varied              W cov, which the backward pass takes too
+    _varied              W cov, which the backward pass needs too
     _filter_statistics   mean and variance of every filter's result, and its BatchNorm as a line
 """
 
@@ -28,9 +28,9 @@ from kernels.kernel import Norm
 from kernels.launch.runtime import Budget, launch_kernel
 from kernels.products.plans import small_block
 
-ROUNDINGS = 2  # in units of eps of sums, of the terms of a variance
-VARIED_FILTERS, VARIED_CHANNELS = 32, 32  # of a program of _varied, which multiplies as many channels at a time
-FILTERS, CHANNELS = 16, 128  # of a program of _filter_statistics, and of each of its steps
+ROUNDINGS = 2  # the lower bound of a variance, in units of eps (of the dtype of sums) of its terms
+VARIED_FILTERS, VARIED_CHANNELS = 32, 32  # per program of _varied, which multiplies as many channels at a time
+FILTERS, CHANNELS = 16, 128  # per program of _filter_statistics, and per step
 
 
 @triton.jit
@@ -70,16 +70,16 @@ def _filter_statistics(
 ):  # fmt: skip
     acc = statistics_ptr.dtype.element_ty
     filters = tl.program_id(0) * BLOCK_FILTERS + tl.arange(0, BLOCK_FILTERS)
-    known = filters < N
+    valid = filters < N
     mean = tl.zeros([BLOCK_FILTERS], dtype=acc)
     var = tl.zeros([BLOCK_FILTERS], dtype=acc)
     terms = tl.zeros([BLOCK_FILTERS], dtype=acc)
     for first in range(0, C, BLOCK_CHANNELS):
         channels = first + tl.arange(0, BLOCK_CHANNELS)
-        at = filters[:, None] * C + channels[None, :]
-        inside = known[:, None] & (channels < C)[None, :]
-        weights = tl.load(filters_ptr + at, mask=inside, other=0.0).to(acc)
-        varied = tl.load(varied_ptr + at, mask=inside, other=0.0)
+        indices = filters[:, None] * C + channels[None, :]
+        inside = valid[:, None] & (channels < C)[None, :]
+        weights = tl.load(filters_ptr + indices, mask=inside, other=0.0).to(acc)
+        varied = tl.load(varied_ptr + indices, mask=inside, other=0.0)
         offset = tl.load(offset_ptr + channels, mask=channels < C, other=0.0)
         centre = tl.load(centre_ptr + channels, mask=channels < C, other=0.0)
         own = tl.load(covariance_ptr + channels * (C + 1), mask=channels < C, other=0.0)
@@ -87,16 +87,16 @@ def _filter_statistics(
         var += tl.sum(weights * varied, axis=1)
         terms += tl.sum(tl.abs(weights) * tl.sqrt(tl.maximum(own, 0.0))[None, :], axis=1)
     var = tl.maximum(var, ROUNDING * terms * terms, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(statistics_ptr + filters, mean, mask=known)
-    tl.store(statistics_ptr + N + filters, var, mask=known)
+    tl.store(statistics_ptr + filters, mean, mask=valid)
+    tl.store(statistics_ptr + N + filters, var, mask=valid)
     _, scale = rstd_and_scale(var, weight_ptr, filters, N, EPS)
-    tl.store(line_ptr + filters, mean, mask=known)
-    tl.store(line_ptr + N + filters, scale, mask=known)
-    tl.store(line_ptr + 2 * N + filters, shift_of(bias_ptr, mean, filters, N), mask=known)
+    tl.store(line_ptr + filters, mean, mask=valid)
+    tl.store(line_ptr + N + filters, scale, mask=valid)
+    tl.store(line_ptr + 2 * N + filters, shift_of(bias_ptr, mean, filters, N), mask=valid)
 
 
 class Results(NamedTuple):
-    """What is known of the result of a 1x1 convolution that has not been computed."""
+    """The statistics of the result of a 1x1 convolution that is not computed."""
 
     statistics: Tensor  # [2, N]: mean and biased variance
     line: Tensor  # [3, N]: its BatchNorm as mean, scale and shift
@@ -104,7 +104,7 @@ class Results(NamedTuple):
 
 
 def result_statistics(source: Source, covariance: Tensor, filters: Tensor, norm: Norm) -> Results:
-    """Of a 1x1 convolution of a source of covariance [C, C] by filters [N, C, 1, 1], and its BatchNorm."""
+    """Compute the statistics of a 1x1 convolution of a source (covariance [C, C]) by filters [N, C, 1, 1]."""
     columns, channels = map(int, filters.shape[:2])
     results = Results(
         covariance.new_empty((2, columns)),
@@ -138,5 +138,5 @@ def result_statistics(source: Source, covariance: Tensor, filters: Tensor, norm:
 
 
 def small_precision(dtype: torch.dtype) -> str:
-    """How fp32 matrices that stand beside filters of a dtype are multiplied: 16 bits are exact in TF32."""
+    """Return how to multiply filters of a dtype by fp32 matrices: filters of 16 bits are exact in TF32."""
     return "tf32x3" if dtype.itemsize == 2 else "ieee"  # noqa: PLR2004 - bytes

@@ -1,4 +1,4 @@
-"""How the tensors of a launch lie in memory."""
+"""The memory layout of the tensors of a launch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,39 +34,41 @@ class Matrix:
 
     @property
     def layout(self) -> Layout:
-        """What device functions call it, see `kernels.launch.tiles`."""
+        """The LAYOUT of device functions; see `kernels.launch.tiles`."""
         if self.channels_last:
             return "channels_last"
         return "NCHW, 16" if self.pixels % 16 == 0 else "NCHW"
 
     @property
     def sums(self) -> torch.dtype:
-        """What sums and statistics are kept in."""
+        """The dtype of sums and statistics."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
 def dense(x: Tensor) -> Tensor:
-    """x [N, C, H, W] itself where it is contiguous in either memory format, else a copy that is."""
+    """Return x [N, C, H, W] if it is contiguous in either memory format, otherwise a copy that is."""
     if x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
-        return _made_once(x)
-    return _made_once(x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format))
+        return _materialised(x)
+    return _materialised(
+        x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+    )
 
 
 def laid_out_like(z: Tensor, x: Tensor) -> Tensor:
-    """z [N, C, ...] in the memory format of dense x."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return _made_once(z.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+    """Convert z [N, C, ...] to the memory format of dense x."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return _materialised(z.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
 
 
-def _made_once(x: Tensor) -> Tensor:
-    """x as it is; torch.compile would compute it anew, into another tensor, for every kernel that reads it."""
+def _materialised(x: Tensor) -> Tensor:
+    """Return a view of x, which torch.compile computes once; x itself it recomputes for every kernel that reads it."""
     return x.as_strided(x.shape, x.stride())
 
 
 def empty_laid_out_like(x: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-    """Of another shape [N, C, H, W], in the memory format of dense x.
+    """Allocate a tensor of another shape [N, C, H, W] in the memory format of dense x.
 
-    Not torch.empty(..., memory_format=...): torch.compile forgets the format, then fills a tensor that has it.
+    Not by torch.empty(..., memory_format=...): torch.compile drops the format, then copies to a tensor that has it.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x.new_empty(shape, dtype=dtype)

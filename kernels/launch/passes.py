@@ -1,8 +1,8 @@
-"""How the tiles and programs of a pass over a tensor are laid out: a plain function of its shape, never a search.
+"""Launch configurations of the passes over a tensor: a plain function of its shape, never a search.
 
 A tensor is seen as a matrix of rows (N * H * W) by channels. A program takes one block of channels and a run of
 consecutive rows, which it walks in tiles. The figures were set by reasoning and by the audit (no spills, 128-bit
-accesses); `resbench kernels --search` measures alternatives on a GPU and prints what to write here.
+accesses); `resbench kernels --search` measures alternatives on a GPU and prints the rows to write here.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ Pass = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """What one step of a program's loop covers, how many threads do it, and how many such programs a multiprocessor."""
+    """The size of one step of a program's loop, the warps of the program, and the programs per multiprocessor."""
 
     kibibytes: int  # of one tensor, a power of two
     num_warps: int
@@ -44,19 +44,19 @@ TILES: dict[Pass, Tile] = {
     "reduce pool": Tile(kibibytes=8, num_warps=8, programs=2),
     "gradient pool": Tile(kibibytes=8, num_warps=16),
 }
-TILES_ON: dict[tuple[str, Pass], Tile] = {  # where the registers of TILES do not suffice
+TILES_ON: dict[tuple[str, Pass], Tile] = {  # where the tiles of TILES spill registers
     ("sm_100", "apply"): Tile(kibibytes=16, num_warps=16),
 }
-_instead: ContextVar[dict[Pass, Tile]] = ContextVar("instead", default={})  # noqa: B039 - never changed in place
-NCHW_KIBIBYTES = 16  # of a tile at most: addresses take registers,
-SCATTERED_KIBIBYTES = 4  # and most where every element has one of its own
-SCATTERED_ELEMENTS = 2  # of a thread at least
-INTERPRETED_TILE = Tile(kibibytes=256, num_warps=1)  # each operation on a tile is a call of numpy
+_overrides: ContextVar[dict[Pass, Tile]] = ContextVar("overrides", default={})  # noqa: B039 - never changed in place
+NCHW_KIBIBYTES = 16  # the largest tile in NCHW: addresses take registers,
+SCATTERED_KIBIBYTES = 4  # most of all where every element has its own address
+SCATTERED_ELEMENTS = 2  # the fewest per thread in such a tile
+INTERPRETED_TILE = Tile(kibibytes=256, num_warps=1)  # each operation on a tile is a numpy call
 
-FEWEST_CHANNELS = 8  # of a block: the bits of a byte of a mask
+FEWEST_CHANNELS = 8  # per block: one byte of a mask has 8 bits
 MOST_CHANNELS = 256
-NCHW_CHANNELS = 8  # of a block where the rows are what is contiguous
-MERGED = 136  # KiB: every program of a second pass reads the partial sums that all programs of the first have left
+NCHW_CHANNELS = 8  # per block in NCHW, where rows are contiguous
+MERGED = 136  # KiB of partial sums of the first pass that one program of the second pass reads, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Launch:
 
 
 def launch(kind: Pass, matrix: Matrix) -> Launch:
-    """The launch of one pass over a tensor that is not empty."""
+    """Choose the launch configuration of one pass over a non-empty tensor."""
     machine = architecture()
     tile = _tile(kind, matrix, machine.name)
     programs = machine.multiprocessors * tile.programs
@@ -101,27 +101,27 @@ def launch(kind: Pass, matrix: Matrix) -> Launch:
 
 @contextmanager
 def tile_for(kind: Pass, tile: Tile) -> Iterator[None]:
-    """Inside, passes of this kind have another tile than that of the tables: to search for a better one."""
-    token = _instead.set({**_instead.get(), kind: tile})
+    """Override the tile of one kind of pass inside the context, to search for a better one than the tables have."""
+    token = _overrides.set({**_overrides.get(), kind: tile})
     try:
         yield
     finally:
-        _instead.reset(token)
+        _overrides.reset(token)
 
 
 def _tile(kind: Pass, matrix: Matrix, machine: str) -> Tile:
     if machine == "interpreter":
         return INTERPRETED_TILE
-    tile = _instead.get().get(kind) or TILES_ON.get((machine, kind), TILES[kind])
+    tile = _overrides.get().get(kind) or TILES_ON.get((machine, kind), TILES[kind])
     if _scattered(kind, matrix):
         return replace(tile, kibibytes=SCATTERED_KIBIBYTES)
     return tile if matrix.channels_last else replace(tile, kibibytes=min(tile.kibibytes, NCHW_KIBIBYTES))
 
 
 def _scattered(kind: Pass, matrix: Matrix) -> bool:
-    """Whether a thread's elements are apart in memory: every access is narrow, and has an address of its own.
+    """Whether a thread's elements are not adjacent in memory, so that every access is narrow and has its own address.
 
-    So they are in channels_last too where the compiler does not know the channels to be a multiple of 16.
+    In channels_last that is so where the number of channels is not a multiple of 16 for the compiler to rely on.
     """
     if matrix.channels_last:
         return matrix.channels % 16 != 0
@@ -129,7 +129,7 @@ def _scattered(kind: Pass, matrix: Matrix) -> bool:
 
 
 def _block_channels(channels: int, programs: int) -> int:
-    """As many as make long contiguous accesses, but so few that merging the partial sums stays cheap.
+    """Choose enough channels for long contiguous accesses, but few enough that merging the partial sums stays cheap.
 
     A program of the second pass reads 8 bytes for each of its channels from each of `programs * block / channels` runs.
     """

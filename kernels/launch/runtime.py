@@ -1,6 +1,6 @@
-"""How kernels run here: compiled for the GPU, or in Triton's interpreter where torch finds no CUDA device.
+"""How kernels run: compiled for the GPU, or in Triton's interpreter where torch finds no CUDA device.
 
-The package chooses, before Triton's first import of a process; whoever comes too late is told by `require_runnable`.
+`kernels/__init__.py` chooses, before the process imports Triton; if that was too late, `require_runnable` says so.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ if INTERPRETED:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What launch configurations depend on."""
+    """The properties of a device that launch configurations depend on."""
 
     name: str
     multiprocessors: int
-    registers: int = 65536  # 32-bit, of a multiprocessor
-    threads: int = 2048  # resident on a multiprocessor
-    shared_bytes: int = 0  # that one program may have
+    registers: int = 65536  # 32-bit, per multiprocessor
+    threads: int = 2048  # resident per multiprocessor, at most
+    shared_bytes: int = 0  # available to one program
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(name="sm_80", multiprocessors=108, shared_bytes=163 * 1024),
         Architecture(name="sm_90", multiprocessors=132, shared_bytes=227 * 1024),
         Architecture(name="sm_100", multiprocessors=148, shared_bytes=227 * 1024),
-        # one program after the other, each operation a call of numpy: few and large, but more than one
+        # runs one program at a time, each operation a numpy call: programs are few and large, but more than one
         Architecture(name="interpreter", multiprocessors=3),
     )
 }
@@ -49,27 +49,27 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a launch moves between memory and the processors, each value once, and what it computes."""
+    """The memory traffic of a launch, each value counted once, and its arithmetic."""
 
     read: int  # bytes
     written: int  # bytes
-    flops: int = 0  # of products of matrices; a multiplication and an addition are two
+    flops: int = 0  # of matrix products; a multiply-add counts as two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One launch, as it would have been: see `recorded`."""
+    """One launch that was recorded instead of run; see `recorded`."""
 
     kernel: Any  # triton.JITFunction
     grid: tuple[int, ...]
     arguments: tuple[object, ...]
     options: dict[str, object]  # constexprs by name, num_warps and num_stages
     declared: Callable[[], Budget] | None = None
-    chosen_for: object = None  # what tables of tiles were asked for, a `kernels.products.tiles.Product`
+    chosen_for: object = None  # the key of the tile tables, a `kernels.products.tiles.Product`
 
     @property
     def budget(self) -> Budget | None:
-        """What it moves and computes; None: every tensor of the arguments is read or written once."""
+        """Its traffic and arithmetic; None: every tensor argument is read or written once."""
         return None if self.declared is None else self.declared()
 
     @property
@@ -78,7 +78,7 @@ class Call:
 
     @property
     def bytes(self) -> int:
-        """Read and written. What windows or programs read again comes from a cache."""
+        """Bytes read and written; what windows or programs read again comes from a cache."""
         budget = self.budget
         if budget is None:
             return sum(tensor.nbytes for tensor in self.tensors)
@@ -86,12 +86,12 @@ class Call:
 
 
 _recording: ContextVar[tuple[Architecture, list[Call]] | None] = ContextVar("recording", default=None)
-_opaque: ContextVar[bool] = ContextVar("opaque", default=False)  # inside an op that torch.compile does not look into
+_opaque: ContextVar[bool] = ContextVar("opaque", default=False)  # inside an op that torch.compile does not trace
 
 
 @contextmanager
 def recorded(name: str | None = None) -> Iterator[list[Call]]:
-    """Inside, kernels are not launched but listed, with the configurations of an architecture, by default this one."""
+    """List launches inside the context instead of running them, configured for an architecture (default: this one)."""
     calls: list[Call] = []
     token = _recording.set((architecture() if name is None else ARCHITECTURES[name], calls))
     try:
@@ -101,7 +101,7 @@ def recorded(name: str | None = None) -> Iterator[list[Call]]:
 
 
 def architecture() -> Architecture:
-    """What kernels run on at the moment."""
+    """Return the architecture that kernels are launched on, or recorded for."""
     recording = _recording.get()
     if recording is not None:
         return recording[0]
@@ -112,12 +112,14 @@ def architecture() -> Architecture:
 def _device_architecture(index: int) -> Architecture:
     properties = torch.cuda.get_device_properties(index)
     name = f"sm_{properties.major}{properties.minor}"
-    known = ARCHITECTURES.get(name, ARCHITECTURES["sm_90"])
-    return Architecture(name=name, multiprocessors=properties.multi_processor_count, shared_bytes=known.shared_bytes)
+    specification = ARCHITECTURES.get(name, ARCHITECTURES["sm_90"])
+    return Architecture(
+        name=name, multiprocessors=properties.multi_processor_count, shared_bytes=specification.shared_bytes
+    )
 
 
 class _Recorder:
-    """In place of a kernel while launches are recorded."""
+    """Stands in for a kernel while launches are recorded."""
 
     def __init__(self, kernel: Any, calls: list[Call]) -> None:  # noqa: ANN401
         self._kernel, self._calls = kernel, calls
@@ -144,8 +146,8 @@ class _Recorder:
         self._calls.append(call)
 
 
-def wrap_triton(kernel: Any) -> Any:  # noqa: ANN401 - a JITFunction, or what launches like one
-    """What launches a kernel inside an op: traceable for torch.compile on a GPU, interpreted without one."""
+def wrap_triton(kernel: Any) -> Any:  # noqa: ANN401 - a JITFunction or a stand-in
+    """Wrap a kernel to be launched inside an op: traceable by torch.compile on a GPU, interpreted without one."""
     recording = _recording.get()
     if recording is not None:
         return _Recorder(kernel, recording[1])
@@ -160,10 +162,10 @@ def launch_kernel(
     chosen_for: object = None,
     **options: object,
 ) -> None:
-    """Launch a kernel inside an opaque op, see `triton_op`, and where launches are recorded say what it moves.
+    """Launch a kernel inside an opaque op (see `triton_op`), or record the launch with its budget.
 
-    The budget is asked for only where somebody wants it: not at each launch, nor of tensors of unknown sizes. Where its
-    tile was chosen by a table, `chosen_for` says for what.
+    The budget is computed only when it is read: not at each launch, nor for tensors of unknown sizes. `chosen_for` is
+    the key by which a table chose the tile, if one did.
     """
     recording = _recording.get()
     if recording is None:
@@ -173,7 +175,7 @@ def launch_kernel(
         recorder.launch(grid, *arguments, budget=budget, chosen_for=chosen_for, **options)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {}  # under each op, by its name: for who looks inside while it is recorded
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # behind each op, by its name: to record the launches inside it
 
 
 def triton_op(
@@ -181,8 +183,8 @@ def triton_op(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register a function that launches kernels as an op of torch; it is its own fake implementation.
 
-    torch.compile sees the kernels of a `torch.library.triton_op`. In the interpreter it cannot, and the op is opaque.
-    An op that orders its own work from end to end is opaque everywhere.
+    torch.compile traces into a `torch.library.triton_op`. It cannot in the interpreter, where the op is opaque instead.
+    An op that schedules all of its own work is opaque everywhere.
     """
 
     def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - a CustomOpDef
@@ -191,7 +193,7 @@ def triton_op(
             return torch.library.triton_op(name, function, mutates_args=mutates_args)
 
         def fake(*arguments: object) -> Any:  # noqa: ANN401 - what the op returns
-            with nullcontext() if _recording.get() else recorded():  # a list of launches goes on
+            with nullcontext() if _recording.get() else recorded():  # inside a recording, add to its list
                 return function(*arguments)
 
         def run(*arguments: object) -> Any:  # noqa: ANN401 - what the op returns
@@ -210,10 +212,10 @@ def triton_op(
 
 
 def require_runnable(device: torch.device) -> None:
-    """Refuse what Triton would refuse with a traceback.
+    """Refuse with an explanation what Triton would refuse with a traceback.
 
     Raises:
-        RuntimeError: kernels cannot run on tensors of this device, and what to do.
+        RuntimeError: kernels cannot run on tensors of this device; the message says what to do.
     """
     if device.type == "cuda" or INTERPRETED or _recording.get() is not None:
         return

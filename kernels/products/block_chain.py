@@ -1,12 +1,11 @@
 """The end of a block and the first 1x1 convolution of the next in one kernel: the wide tensor is not read back.
 
-    out = relu(bn(conv1x1(y)) + shortcut)        as of `kernels.products.block_end`, projected shortcuts too
+    out = relu(bn(conv1x1(y)) + shortcut)        as in `kernels.products.block_end`, projected shortcuts too
     next = relu(bn'(conv1x1'(out)))
 
-A program owns rows, and all columns of them. It holds a tile of y, and makes the tile of out that belongs to it one
-block of columns after the other: each is rounded, written for the next block's shortcut, and multiplied at once. What
-that adds to the tile of next stays in registers until out is complete. So all tensors but out must be narrow, as they
-are where out is largest (`chainable`), and next must take every row.
+A program owns whole rows. It holds a tile of y and computes its tile of out one block of columns at a time: each block
+is rounded, written for the next block's shortcut, and multiplied at once, accumulating the tile of next in registers.
+So all tensors but out must be narrow, as they are where out is largest (`chainable`), and next must take every row.
 
 Moves: R x of each source, R filters, R shortcut, W out, W next. Work: 2 * rows * N * (K of every source + M).
 """
@@ -47,54 +46,54 @@ def _block_chain(
 ):  # fmt: skip
     dtype = out_ptr.dtype.element_ty
     acc = result_line_ptr.dtype.element_ty
-    of_x = tl.arange(0, WHOLE_K)
-    of_z = tl.arange(0, WHOLE_L)
-    of_next = tl.arange(0, WHOLE_M)
+    x_channels = tl.arange(0, WHOLE_K)
+    z_channels = tl.arange(0, WHOLE_L)
+    next_channels = tl.arange(0, WHOLE_M)
     first = tl.program_id(1).to(tl.int64) * rows_per_run
     last = tl.minimum(first + rows_per_run, rows)
     for start in range(first, last, BLOCK_ROWS):
-        at = start + tl.arange(0, BLOCK_ROWS)
-        inside = at < last
-        y = activation_tile(x_ptr, line_ptr, None, at, inside, of_x, K)
+        tile_rows = start + tl.arange(0, BLOCK_ROWS)
+        inside_rows = tile_rows < last
+        y = activation_tile(x_ptr, line_ptr, None, tile_rows, inside_rows, x_channels, K)
         if z_ptr is not None:
-            source = source_rows(at, pixels, width, source_pixels, source_width, Z_STRIDE)
-            z = activation_tile(z_ptr, None, None, source, inside, of_z, L)
+            source = source_rows(tile_rows, pixels, width, source_pixels, source_width, Z_STRIDE)
+            z = activation_tile(z_ptr, None, None, source, inside_rows, z_channels, L)
         sums = tl.zeros([BLOCK_ROWS, WHOLE_M], dtype=acc)
         for column in range(0, N, BLOCK_COLUMNS):
             columns = column + tl.arange(0, BLOCK_COLUMNS)
-            here = inside[:, None] & (columns < N)[None, :]
+            inside = inside_rows[:, None] & (columns < N)[None, :]
             zeros = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=acc)
-            filters = filters_tile(filters_ptr, of_x, columns, K, N, True)
+            filters = filters_tile(filters_ptr, x_channels, columns, K, N, True)
             wide = on_line(tl.dot(y, filters, zeros, input_precision=PRECISION), result_line_ptr, columns, N)
             if z_ptr is not None:
-                filters = filters_tile(z_filters_ptr, of_z, columns, L, N, True)
+                filters = filters_tile(z_filters_ptr, z_channels, columns, L, N, True)
                 wide += on_line(tl.dot(z, filters, zeros, input_precision=PRECISION), z_result_line_ptr, columns, N)
-            offsets = (at * N)[:, None] + columns[None, :]
+            offsets = (tile_rows * N)[:, None] + columns[None, :]
             if shortcut_ptr is not None:
-                wide += tl.load(shortcut_ptr + offsets, mask=here, other=0.0).to(acc)
+                wide += tl.load(shortcut_ptr + offsets, mask=inside, other=0.0).to(acc)
             out = wide.to(dtype)
             out = tl.where(kept(out), out, 0.0)
-            tl.store(out_ptr + offsets, out, mask=here)
-            filters = filters_tile(next_filters_ptr, columns, of_next, N, M, True)
+            tl.store(out_ptr + offsets, out, mask=inside)
+            filters = filters_tile(next_filters_ptr, columns, next_channels, N, M, True)
             sums = tl.dot(out, filters, sums, input_precision=PRECISION)
-        following = on_line(sums, next_line_ptr, of_next, M).to(dtype)
+        following = on_line(sums, next_line_ptr, next_channels, M).to(dtype)
         following = tl.where(kept(following), following, 0.0)
-        here = inside[:, None] & (of_next < M)[None, :]
-        tl.store(next_ptr + (at * M)[:, None] + of_next[None, :], following, mask=here)
+        inside = inside_rows[:, None] & (next_channels < M)[None, :]
+        tl.store(next_ptr + (tile_rows * M)[:, None] + next_channels[None, :], following, mask=inside)
 
 
 def block_chain(
     branch: Branch, z: Branch | None, shortcut: Tensor | None, next_filters: Tensor, next_line: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """relu(branch + z + shortcut), and relu(bn'(conv1x1'(that))) of the next block.
+    """Compute out = relu(branch + z + shortcut), and relu(bn'(conv1x1'(out))) of the next block.
 
-    As two calls of `kernels.products.block_end.block_end` would give, up to the order of sums: out is multiplied as
-    stored.
+    The results are those of two calls of `kernels.products.block_end.block_end`, up to the order of sums: out is
+    multiplied as stored.
 
     Args:
         branch: the last convolution of the block, with stride 1.
-        z: as of `block_end`.
-        shortcut: as of `block_end`.
+        z: as for `block_end`.
+        shortcut: as for `block_end`.
         next_filters: [M, C_out, 1, 1] in the dtype of the branch, contiguous.
         next_line: [3, M]: mean, scale and shift that the second result is normalised by.
 
@@ -105,7 +104,7 @@ def block_chain(
     n, inner, height, width = map(int, x.shape)
     following, columns = map(int, next_filters.shape[:2])
     z_inner = 0 if z is None else int(z.x.shape[1])
-    assert branch.stride == 1  # noqa: S101 - the caller's to see to, as what is `chainable`
+    assert branch.stride == 1  # noqa: S101 - checked by the caller, as is `chainable`
     pixels = Pixels.of(x) if z is None else Pixels.of(z.x, z.stride)
     plan = product_launch("block chain", pixels.rows, columns, inner, x.dtype, whole_rows=True)
     out = empty_laid_out_like(x, (n, columns, height, width), x.dtype)
@@ -134,12 +133,14 @@ def block_chain(
 def chainable(dtype: torch.dtype, inner: int, columns: int, following: int, projected: int) -> bool:
     """Whether registers suffice for y, out, next and the source of a projected shortcut (0: none) of so many channels.
 
-    Tensor cores have to multiply: what threads multiply themselves takes more, and is not bound by memory.
+    Only for products on tensor cores: others take more registers, and are not bound by memory.
     """
     narrow = max(inner, following) <= MOST_CHANNELS and projected <= MOST_PROJECTED
-    known = not any(map(scattered, (inner, columns, following, projected)))  # else addresses alone fill the registers
+    aligned = not any(
+        map(scattered, (inner, columns, following, projected))
+    )  # otherwise addresses alone fill the registers
     multiplied = dtype.itemsize == 2 or product_precision(dtype) == "tf32"  # noqa: PLR2004 - bytes
-    return narrow and known and (multiplied or architecture().name == "interpreter")
+    return narrow and aligned and (multiplied or architecture().name == "interpreter")
 
 
 def _whole(channels: int) -> int:

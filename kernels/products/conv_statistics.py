@@ -1,12 +1,12 @@
-"""A 1x1 convolution that takes the statistics of its own result: nothing has to read it again for its BatchNorm.
+"""A 1x1 convolution that computes the partial statistics of its own result, which BatchNorm need not read for them.
 
     out = conv1x1(x, filters, stride)
 
 The partial statistics are those of `kernels.batch_norm.statistics`, of the values as they are stored: for each run of
 rows the mean, and the squared deviations from it, summed around the mean of the run's first tile.
 
-Moves: R x (its strided rows alone), R filters, W out, W partial sums. Work: 2 * rows * K * N. Where cuBLAS was measured
-to be so much faster (`kernels.products.tiles`), it computes out, which is then read once more.
+Moves: R x (only its strided rows), R filters, W out, W partial sums. Work: 2 * rows * K * N. Where cuBLAS was measured
+to be faster in spite of it (`kernels.products.tiles`), it computes out, which is then read once more.
 """
 
 import triton
@@ -33,43 +33,43 @@ def _conv_statistics(
 ):  # fmt: skip
     acc = partials_ptr.dtype.element_ty
     columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    known = columns < N
+    valid = columns < N
     first = tl.program_id(1).to(tl.int64) * rows_per_run
     last = tl.minimum(first + rows_per_run, rows)
     pivot = tl.zeros([BLOCK_COLUMNS], dtype=acc)
     total = tl.zeros([BLOCK_COLUMNS], dtype=acc)
     squares = tl.zeros([BLOCK_COLUMNS], dtype=acc)
     for start in range(first, last, BLOCK_ROWS):
-        at = start + tl.arange(0, BLOCK_ROWS)
-        inside = at < last
-        source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)
+        tile_rows = start + tl.arange(0, BLOCK_ROWS)
+        inside_rows = tile_rows < last
+        source = source_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)
         product = activation_product(
-            tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=acc), x_ptr, None, None, source, inside,
+            tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=acc), x_ptr, None, None, source, inside_rows,
             filters_ptr, columns, K, N, True, PRECISION, BLOCK_INNER,
         )  # fmt: skip
         out = product.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + (at * N)[:, None] + columns[None, :], out, mask=inside[:, None] & known[None, :])
+        tl.store(out_ptr + (tile_rows * N)[:, None] + columns[None, :], out, mask=inside_rows[:, None] & valid[None, :])
         value = out.to(acc)
         if start == first:
             pivot = tl.sum(value, axis=0) / tl.minimum(last - first, BLOCK_ROWS).to(acc)
-        deviation = tl.where(inside[:, None], value - pivot[None, :], 0.0)
+        deviation = tl.where(inside_rows[:, None], value - pivot[None, :], 0.0)
         total += tl.sum(deviation, axis=0)
         squares += tl.sum(deviation * deviation, axis=0)
     count = (last - first).to(acc)
     shift = total / count
     spread = tl.maximum(squares - shift * shift * count, 0.0, propagate_nan=tl.PropagateNan.ALL)
     run = partials_ptr + tl.program_id(1).to(tl.int64) * N + columns
-    tl.store(run, pivot + shift, mask=known)
-    tl.store(run + tl.num_programs(1).to(tl.int64) * N, spread, mask=known)
+    tl.store(run, pivot + shift, mask=valid)
+    tl.store(run + tl.num_programs(1).to(tl.int64) * N, spread, mask=valid)
 
 
 def conv_statistics(x: Tensor, filters: Tensor, stride: int) -> tuple[Tensor, Tensor, int]:
-    """A 1x1 convolution and the partial statistics of its result.
+    """Compute a 1x1 convolution and the partial statistics of its result.
 
     Args:
         x: [N, C, H, W], channels_last.
         filters: [C_out, C, 1, 1] in the dtype of x, contiguous.
-        stride: of both directions; no padding.
+        stride: in both directions; no padding.
 
     Returns:
         out [N, C_out, ceil(H / stride), ceil(W / stride)], channels_last; partials [1, 2, runs, C_out] in fp32 (fp64

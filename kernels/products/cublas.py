@@ -1,4 +1,4 @@
-"""Products by cuBLAS, where a search found it faster than ours: launched, recorded and counted as kernels are."""
+"""Products by cuBLAS, where a search found it faster than Triton: launched, recorded and counted like kernels."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from kernels.products.tiles import Product
 
 
 class _Cublas:
-    """out = a @ b, called as a kernel is launched."""
+    """out = a @ b, called the way that kernels are launched."""
 
     __name__ = "_cublas"
 
@@ -33,5 +33,5 @@ def library_product(out: Tensor, a: Tensor, b: Tensor, product: Product) -> None
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """x [N, C, H, W], channels_last, as a matrix of rows [N * H * W, C], in the same memory."""
+    """View x [N, C, H, W], channels_last, as a matrix of rows [N * H * W, C]."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)

@@ -2,13 +2,13 @@
 
     products = D^T (y - centre) [N, C],  sums = D summed over rows [N]
 
-D is dy behind the ReLU that kept a mask, y = relu(bn(x)) or x itself, both made on their way in. Split over rows; the
-splits are merged by whoever reads them, all in the same order, so that two runs are equal bit for bit.
+D is dy masked by a ReLU, y is relu(bn(x)) or x itself; both are computed when their tiles are loaded. Rows are split;
+every reader merges the splits in the same order, so that two runs are equal bit for bit.
 
 Moves: R dy, R mask, R x, W partial products (fp32). Work: 2 * rows * N * C.
 
-`merged_filter_gradient` is the gradient itself, of an input that is taken as it is, by cuBLAS where that was measured
-to be faster (`kernels.products.tiles`).
+`merged_filter_gradient` is the gradient itself, for an input that is used as it is; cuBLAS computes it where that was
+measured to be faster (`kernels.products.tiles`).
 """
 
 import triton
@@ -46,15 +46,15 @@ def _filter_gradient(
     product = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=acc)
     total = tl.zeros([BLOCK_ROWS], dtype=acc)
     for start in range(first, last, BLOCK_INNER):
-        at = start + tl.arange(0, BLOCK_INNER)
-        dy = masked_tile(dy_ptr, mask_ptr, at, at < last, first_filter, N, BLOCK_INNER, BLOCK_ROWS)
-        source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)
-        y = activation_tile(x_ptr, line_ptr, centre_ptr, source, at < last, channels, C)
+        tile_rows = start + tl.arange(0, BLOCK_INNER)
+        dy = masked_tile(dy_ptr, mask_ptr, tile_rows, tile_rows < last, first_filter, N, BLOCK_INNER, BLOCK_ROWS)
+        source = source_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)
+        y = activation_tile(x_ptr, line_ptr, centre_ptr, source, tile_rows < last, channels, C)
         product = tl.dot(tl.trans(dy), y, product, input_precision=PRECISION)
         if sums_ptr is not None:
             total += tl.sum(dy.to(acc), axis=0)
-    here = (filters < N)[:, None] & (channels < C)[None, :]
-    tl.store(products_ptr + split * N * C + filters[:, None] * C + channels[None, :], product, mask=here)
+    inside = (filters < N)[:, None] & (channels < C)[None, :]
+    tl.store(products_ptr + split * N * C + filters[:, None] * C + channels[None, :], product, mask=inside)
     if sums_ptr is not None:
         tl.store(sums_ptr + split * N + filters, total, mask=(filters < N) & (j == 0))
 
@@ -69,20 +69,20 @@ def filter_gradient(
     centre: Tensor | None = None,
     with_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """D^T (y - centre) in parts, and the parts of the sums of D.
+    """Compute D^T (y - centre) and the sums of D, both in parts.
 
     Args:
-        dy: [N, C_out, H_out, W_out], channels_last, the gradient of a 1x1 convolution of y, or of what a ReLU made of
-            it and a mask tells.
+        dy: [N, C_out, H_out, W_out], channels_last, the gradient of a 1x1 convolution of y; with a mask, that of the
+            ReLU which follows.
         mask: [N, C_out / 8, H_out, W_out] bytes, channels_last; D is dy where its bits are set. None: D is dy.
         x: [N, C, H, W], channels_last.
         stride: of the convolution.
         line: [3, C], mean, scale and shift of a BatchNorm: y is relu(bn(x)). None: y is x.
         centre: [C], in the precision of sums. None: zero.
-        with_sums: take them.
+        with_sums: compute the sums of D.
 
     Returns:
-        products [splits, C_out, C] and, if asked for, sums [splits, C_out].
+        products [splits, C_out, C] and, with `with_sums`, sums [splits, C_out].
     """
     columns, channels = int(dy.shape[1]), int(x.shape[1])
     pixels = Pixels.of(x, stride)
@@ -107,7 +107,7 @@ def filter_gradient(
 
 
 def merged_filter_gradient(dy: Tensor, x: Tensor, stride: int, like: Tensor) -> Tensor:
-    """dy^T x, like the filters [C_out, C, 1, 1] of a 1x1 convolution of x in shape, strides and dtype.
+    """Compute dy^T x in the shape, strides and dtype of the filters [C_out, C, 1, 1] of a 1x1 convolution of x.
 
     Args:
         dy: [N, C_out, H_out, W_out], channels_last, the gradient of the convolution.

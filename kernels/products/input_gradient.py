@@ -1,6 +1,6 @@
 """The gradient of a block's input: that of its first 1x1 convolution and that of its shortcut, in one product.
 
-    dx = dx1 W + D            D = dout behind the block's ReLU, made from its mask on the way in
+    dx = dx1 W + D            D = dout masked by the block's ReLU, computed when a tile is loaded
     dx = dx1 W + dz           dz of a projected shortcut, at the rows that its stride takes, zero elsewhere
 
 Moves: R dx1, R filters, R dout and mask or R dz, W dx. Work: 2 * rows * K * C.
@@ -30,38 +30,38 @@ def _input_gradient(
 ):  # fmt: skip
     first_column = tl.program_id(0) * BLOCK_COLUMNS
     columns = first_column + tl.arange(0, BLOCK_COLUMNS)
-    known = columns < N
+    valid = columns < N
     first = tl.program_id(1).to(tl.int64) * rows_per_run
     last = tl.minimum(first + rows_per_run, rows)
     for start in range(first, last, BLOCK_ROWS):
-        at = start + tl.arange(0, BLOCK_ROWS)
-        inside = at < last
-        output, part = spread_rows(at, pixels, width, source_pixels, source_width, STRIDE)
+        tile_rows = start + tl.arange(0, BLOCK_ROWS)
+        inside_rows = tile_rows < last
+        output, taken = spread_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)
         dx = activation_product(
-            tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=ACC), dy_ptr, None, None, output, inside & part,
+            tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=ACC), dy_ptr, None, None, output, inside_rows & taken,
             filters_ptr, columns, K, N, False, PRECISION, BLOCK_INNER,
         )  # fmt: skip
-        output, part = spread_rows(at, pixels, width, source_pixels, source_width, SKIP_STRIDE)
-        skip = masked_tile(skip_ptr, mask_ptr, output, inside & part, first_column, N, BLOCK_ROWS, BLOCK_COLUMNS)
+        output, taken = spread_rows(tile_rows, pixels, width, source_pixels, source_width, SKIP_STRIDE)
+        skip = masked_tile(skip_ptr, mask_ptr, output, inside_rows & taken, first_column, N, BLOCK_ROWS, BLOCK_COLUMNS)
         dx += skip.to(ACC)
-        offsets = (at * N)[:, None] + columns[None, :]
-        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & known[None, :])
+        offsets = (tile_rows * N)[:, None] + columns[None, :]
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside_rows[:, None] & valid[None, :])
 
 
 def input_gradient(
     dy: Tensor, filters: Tensor, x: Tensor, stride: int, skip: Tensor, mask: Tensor | None, skip_stride: int = 1
 ) -> Tensor:
-    """dx like x [N, C, H, W], channels_last.
+    """Compute dx, like x [N, C, H, W], channels_last.
 
     Args:
         dy: [N, K, H_out, W_out], channels_last: the gradient of conv1x1(x).
         filters: [K, C, 1, 1] in the dtype of x, contiguous.
-        x: tells shape and dtype; its values are not looked at.
+        x: gives shape and dtype; its values are ignored.
         stride: of the convolution.
-        skip: like x with a mask: the gradient of the block's result. Without: [N, C, H_skip, W_skip], the gradient of
+        skip: with a mask, the gradient of the block's result, like x; without, [N, C, H_skip, W_skip], the gradient of
             the pixels that the shortcut takes.
-        mask: [N, C / 8, H, W]: which values the block's ReLU let pass.
-        skip_stride: of the shortcut. Of the two strides one is 1, or they are equal.
+        mask: [N, C / 8, H, W]: the values that the block's ReLU passed.
+        skip_stride: of the shortcut. One of the two strides is 1, or they are equal.
     """
     channels, inner = int(x.shape[1]), int(dy.shape[1])
     rows = x.numel() // channels

@@ -1,4 +1,4 @@
-"""By which tiles, and on which units, a product is computed."""
+"""Launch configurations of products: plain functions of the shape, the dtype and the architecture."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +15,12 @@ Precision = Literal["ieee", "tf32", "tf32x3"]
 
 INTERPRETED_PRODUCT = ProductTile(rows=512, columns=512, inner=512, num_warps=1, num_stages=1)
 INTERPRETED_BLOCK = 512
-DEEP = 256  # multiplied channels on either side: from here on a product is bound by arithmetic
-WIDE = 128  # of the result of a row product: from here on a small tile would have its operands read again and again
+DEEP = 256  # channels on both sides: from here on a product is bound by arithmetic
+WIDE = 128  # sides of a row product's result: from here on small tiles would read their operands too often
 MERGED_SPLITS = 16
-LEAST_BLOCK = 16  # of any side of what tensor cores multiply
-_FP64_PRODUCTS = (3, 8)  # 3.6 refuses them, 3.8 still fails to compile some
-SPECIALISED = 16  # of what multiples the compiler knows
+LEAST_BLOCK = 16  # the smallest side of an operand of tensor cores
+_FP64_PRODUCTS = (3, 8)  # Triton 3.6 refuses them; 3.8 fails to compile some for GPUs
+SPECIALISED = 16  # multiples of this are known to the compiler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +35,18 @@ class ProductLaunch:
     runs: int  # programs along the rows
     rows_per_run: int  # a multiple of block_rows
     column_blocks: int
-    product: Product  # that the tile was chosen for
+    product: Product  # for which the tile was chosen
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Neighbours read the same rows, which one of them finds in L2."""
+        """Neighbouring programs read the same rows, the second time from L2."""
         return (self.column_blocks, self.runs)
 
 
 def product_launch(
     kind: ProductPass, rows: int, columns: int, inner: int, dtype: torch.dtype, *, whole_rows: bool = False
 ) -> ProductLaunch:
-    """The launch of a product whose programs walk along its rows, each of one block of columns or of whole rows."""
+    """Configure a product whose programs walk along its rows, each for one block of columns or for whole rows."""
     product = product_of(kind, dtype, columns, inner)
     tile = product_tile(product)
     block_rows, block_columns = _block(tile.rows, rows), _block(tile.columns, columns)
@@ -67,7 +67,7 @@ def product_launch(
 
 
 def product_of(kind: ProductPass, dtype: torch.dtype, columns: int, inner: int) -> Product:
-    """What a tile is chosen for: see `Product`."""
+    """Describe a product as the key of the tables of tiles."""
     multiplied: Multiplied = "tf32" if product_precision(dtype) == "tf32" else "fp32"
     if dtype.itemsize == 2:  # noqa: PLR2004 - bytes
         deep = WIDE if kind in ("row product", "gram") else DEEP
@@ -78,12 +78,12 @@ def product_of(kind: ProductPass, dtype: torch.dtype, columns: int, inner: int) 
 
 
 def by_library(product: Product) -> bool:
-    """Whether the tables say that a library computes a product, where it can."""
+    """Whether the tables choose a library for a product, where it can compute it."""
     return choice_for(product) == "library"
 
 
 def product_tile(product: Product) -> ProductTile:
-    """Its tile in a kernel of ours."""
+    """Return the tile for a product in a Triton kernel."""
     if product.machine == "interpreter":
         return INTERPRETED_PRODUCT
     choice = choice_for(product)
@@ -91,53 +91,55 @@ def product_tile(product: Product) -> ProductTile:
 
 
 def scattered(channels: int) -> bool:
-    """Whether the compiler does not know a row's address to be aligned: every element has an address of its own."""
+    """Whether the compiler cannot know that rows are aligned, so that every element has an address of its own."""
     return channels % SPECIALISED != 0
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether kernels can multiply matrices of a dtype here: of fp64 in the interpreter alone, if it is new enough."""
+    """Whether kernels can multiply matrices of a dtype here: fp64 only in the interpreter, from Triton 3.8 on."""
     return dtype != torch.float64 or (architecture().name == "interpreter" and TRITON >= _FP64_PRODUCTS)
 
 
 def require_products(x: Tensor) -> None:
-    """Refuse what Triton would refuse with a traceback.
+    """Refuse with an explanation what Triton would refuse with a traceback.
 
     Raises:
-        RuntimeError: kernels that multiply cannot run on this tensor, and what to do.
+        RuntimeError: kernels with products cannot run on this tensor; the message says what to do.
     """
     require_runnable(x.device)
     if not multiplies(x.dtype):
-        raise RuntimeError("Triton has no products of fp64 matrices here: convert to fp32, or leave `gram` out")
+        raise RuntimeError(
+            "Triton cannot multiply fp64 matrices here: convert model and input to fp32, or fuse without gram"
+        )
 
 
 def product_precision(dtype: torch.dtype) -> Precision:
-    """How fp32 operands are multiplied: as `torch.set_float32_matmul_precision` says. Others have no choice."""
+    """Return how to multiply: fp32 as `torch.set_float32_matmul_precision` says, other dtypes in the only way."""
     return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 def merged_at_once(splits: int) -> int:
-    """How many splits of a sum over rows are read at a time: the same of few and of many, not to compile for each."""
+    """Return how many splits of a sum to read at a time: constant on GPUs, lest kernels be compiled for each number."""
     if architecture().name != "interpreter":
         return MERGED_SPLITS
     return min(MERGED_SPLITS, int(triton.next_power_of_2(splits)))
 
 
-def small_block(most: int, of: int, *, interpreted: int = INTERPRETED_BLOCK) -> int:
-    """The side of a block of what has no rows: at most `most`, but for the interpreter, where each program counts."""
+def small_block(most: int, size: int, *, interpreted: int = INTERPRETED_BLOCK) -> int:
+    """Choose the side of a block of a matrix without rows: up to `most`, or `interpreted` where programs are slow."""
     if architecture().name == "interpreter":
-        return _block(interpreted, of)
-    return _block(LEAST_BLOCK if scattered(of) else most, of)
+        return _block(interpreted, size)
+    return _block(LEAST_BLOCK if scattered(size) else most, size)
 
 
-def _block(most: int, of: int) -> int:
-    return max(LEAST_BLOCK, min(most, int(triton.next_power_of_2(of))))
+def _block(most: int, size: int) -> int:
+    return max(LEAST_BLOCK, min(most, int(triton.next_power_of_2(size))))
 
 
 def row_product_launch(kind: ProductPass, rows: int, left: int, right: int, dtype: torch.dtype) -> ProductLaunch:
-    """The launch of left^T [left, rows] @ right [rows, right], split along the rows: a run is one split.
+    """Configure left^T [left, rows] @ right [rows, right], split along the rows: a run is one split.
 
-    Of the launch, rows are those of the result, and inner is along the rows that are summed over.
+    In the launch, `block_rows` is along the rows of the result, `block_inner` along the rows that are summed over.
     """
     product = product_of(kind, dtype, left, right)
     tile = product_tile(product)

@@ -1,4 +1,4 @@
-"""Inference with BatchNorm folded into the convolutions; ReLU and residual add fused into them where that is faster.
+"""Layers for inference: BatchNorm folded into convolutions, ReLU and residual add fused into them where faster.
 
 Folding: with y = gamma (conv(x, W) - mean) / sqrt(var + eps) + beta, the convolution takes the weight
 W gamma / sqrt(var + eps) per output channel and the bias beta - mean gamma / sqrt(var + eps) (Jacob et al., 2018,
@@ -24,12 +24,16 @@ class FoldedConv2d(Fastest):
     """Convolution with its BatchNorm folded in, then an optional residual add and ReLU, by the fastest of its ways."""
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, *, relu: bool, dtype: torch.dtype) -> None:
-        """Fold in fp64, keep in `dtype`."""
+        """Fold in fp64, store in `dtype`.
+
+        Raises:
+            ValueError: the BatchNorm has no running statistics, or the padding is given by name.
+        """
         super().__init__()
         if bn.running_mean is None or bn.running_var is None:
-            raise ValueError("folding needs running statistics, and this BatchNorm2d has track_running_stats=False")
+            raise ValueError("folding needs running statistics, but a BatchNorm2d has track_running_stats=False")
         if isinstance(conv.padding, str):
-            raise ValueError(f"folding needs padding in numbers, not {conv.padding!r}")  # noqa: TRY004
+            raise ValueError(f"folding needs padding in numbers, but a Conv2d has padding={conv.padding!r}")  # noqa: TRY004
         weight, bias = fuse_conv_bn_weights(
             conv.weight.double(),
             None if conv.bias is None else conv.bias.double(),
@@ -46,7 +50,7 @@ class FoldedConv2d(Fastest):
         self.relu = relu
 
     def ways(self, x: Tensor) -> dict[str, Prepare]:
-        """Separate calls, and the fused ones that this type of device has (`_CANDIDATES`)."""
+        """Return separate calls, and the fused ones of this type of device (`_CANDIDATES`)."""
         ways = {"separate": FoldedConv2d._separate} | _CANDIDATES.get(x.device.type, {})
         if _on_cpu_in_bf16(x):
             ways |= _AVX512
@@ -63,9 +67,9 @@ class FoldedConv2d(Fastest):
 
     def _cudnn(self, _: Tensor) -> Way:
         if not self.relu:
-            raise RuntimeError("it ends in a ReLU, which this layer has not")
+            raise RuntimeError("it ends in a ReLU, but this layer does not")
         if self.weight.shape[-1] == _STEM_KERNEL:
-            raise RuntimeError("kept off the 7x7 stem")
+            raise RuntimeError("it is not used for the 7x7 stem")
 
         def way(x: Tensor, residual: Tensor | None) -> Tensor:
             if residual is None:
@@ -115,7 +119,7 @@ class FoldedLinear(Fastest):
         self.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
 
     def ways(self, x: Tensor) -> dict[str, Prepare]:
-        """PyTorch's, and on CPU in bf16 ours: a 1x1 convolution of one pixel."""
+        """Return PyTorch's way, and in bf16 on CPU our own: a 1x1 convolution of one pixel."""
         ways: dict[str, Prepare] = {"aten": lambda: self._aten}
         if _on_cpu_in_bf16(x):
             ways["avx512-direct"] = self._avx512
@@ -136,7 +140,7 @@ class FoldedMaxPool2d(Fastest):
     """The stem's max pooling, 3x3 at stride 2, by the fastest of its ways."""
 
     def ways(self, x: Tensor) -> dict[str, Prepare]:
-        """PyTorch's, and ours for bf16 on CPU, which does not keep the places of the maxima."""
+        """Return PyTorch's way, and in bf16 on CPU our own, which does not store the places of the maxima."""
         ways: dict[str, Prepare] = {"aten": lambda: lambda x, _: F.max_pool2d(x, 3, stride=2, padding=1)}
         if _on_cpu_in_bf16(x):
             ways["avx512"] = lambda: lambda x, _: avx512_max_pool2d(x)

@@ -1,4 +1,4 @@
-"""The folded network."""
+"""The network with folded BatchNorm."""
 
 from typing import cast
 
@@ -25,17 +25,17 @@ class FoldedBlock(nn.Module):
             self.downsample = FoldedConv2d(conv, bn, relu=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C', H', W'], both in the folded dtype; x may be written over."""
+        """Map x [N, C, H, W] to [N, C', H', W'], both in the folded dtype; x may be overwritten."""
         residual = x if self.downsample is None else self.downsample.forward(x)
         *first, last = self.convs
         for conv in first:
-            x = conv.forward(x)  # what calling a module does besides would be felt at batch 1
+            x = conv.forward(x)  # not conv(x): the overhead of a module's call counts at batch 1
         out: Tensor = last.forward(x, residual)
         return out
 
 
 class FoldedResNet(nn.Module):
-    """The whole network folded."""
+    """The whole folded network."""
 
     def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class FoldedResNet(nn.Module):
         self.fc = FoldedLinear(model.fc, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
+        """Map images [N, C, H, W] in any floating dtype to logits [N, classes] in the folded dtype."""
         x = self.maxpool(self.conv1(images.to(self.dtype)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
@@ -58,7 +58,7 @@ class FoldedResNet(nn.Module):
 
 
 def fold(model: nn.Module, dtype: torch.dtype) -> FoldedResNet:
-    """A folded copy of `model` for inference in `dtype`, on the same device; `model` is left as it was.
+    """Make a folded copy of `model` for inference in `dtype`, on the same device; `model` is not changed.
 
     Raises:
         ValueError: the model is no reference ResNet.
@@ -68,7 +68,7 @@ def fold(model: nn.Module, dtype: torch.dtype) -> FoldedResNet:
 
 
 def foldable(model: nn.Module) -> ResNet:
-    """The model, if it can be folded.
+    """Return the model if it can be folded.
 
     Raises:
         ValueError: it is no reference ResNet.

@@ -1,14 +1,14 @@
-"""Bottleneck networks for inference by products of our own: BatchNorm, shortcut and ReLU are part of each.
+"""Bottleneck networks for inference by products in Triton, with BatchNorm, shortcut and ReLU fused into each.
 
-Every part of the network is computed by the fastest of its ways, as in `resnet.folded.layers`, whose ways are among
-them. New are, for a block's first convolution, a product with BatchNorm and ReLU behind it, and for what follows
-(`BlockEnd`):
+Every part of the network is computed by the fastest of its ways, which include those of `resnet.folded.layers`. A
+block's first convolution adds a product with BatchNorm and ReLU fused (`product`); the rest of the block (`BlockEnd`)
+adds:
 
     product             conv2 alone; then bn2, the last convolution and the shortcut, projected or not, in one product
-    chained             the same, and in the same kernel the next block's first convolution, of what is in registers
+    chained             the same, and in the same kernel the next block's first convolution, from registers
     ..., bn2 folded     bn2 and its ReLU are folded into conv2 instead
 
-The interpreter measures nothing: there the first of these that a layer has is taken.
+In the interpreter times mean nothing: the first way of a layer is taken.
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ from resnet.folded.layers import FoldedConv2d, FoldedLinear, FoldedMaxPool2d
 from resnet.folded.network import fold, foldable
 from resnet.models.resnet import Bottleneck, ResNet
 
-Middle = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # y1 -> x2 and the line that it is still to be put on
-Outputs = tuple[Tensor, Tensor | None]  # of a block: its result, and that of the next block's first convolution
+Middle = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # y1 -> x2, and the line to normalise it by, if any
+Outputs = tuple[Tensor, Tensor | None]  # a block's result, and that of the next block's first convolution if chained
 
 
 class Unfolded(nn.Module):
-    """The constants of a convolution and its BatchNorm, each for itself: filters are rounded once, as eager does."""
+    """The constants of a convolution and its BatchNorm, kept apart: filters are rounded once, as in eager."""
 
     filters: Tensor
     line: Tensor
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, layout: torch.memory_format) -> None:
         super().__init__()
-        assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018 - FoldedConv2d asks
+        assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018 - FoldedConv2d checks
         mean = norm.running_mean.double() - (0.0 if conv.bias is None else conv.bias.detach().double())
         line = line_of(mean, norm.running_var, norm.weight, norm.bias, norm.eps).detach()
         self.register_buffer("filters", conv.weight.detach().to(dtype, copy=True, memory_format=layout))
@@ -48,7 +48,7 @@ class Unfolded(nn.Module):
 
     @property
     def constants(self) -> Constants:
-        """Of a 1x1 convolution, as products take them."""
+        """The constants of a 1x1 convolution for `block_product`."""
         return Constants(self.filters, self.line, self.stride)
 
 
@@ -60,7 +60,7 @@ class FirstConv2d(FoldedConv2d):
         self.unfolded = Unfolded(conv, norm, dtype, torch.contiguous_format)
 
     def ways(self, x: Tensor) -> dict[str, Prepare]:
-        """A product, and the ways of a folded convolution."""
+        """Return a product, and the ways of a folded convolution."""
         return _without_a_clock({"product": lambda: self._product} | super().ways(x))
 
     def _product(self, x: Tensor, _: Tensor | None) -> Tensor:
@@ -68,9 +68,9 @@ class FirstConv2d(FoldedConv2d):
 
 
 class BlockEnd(Fastest):
-    """A block behind its first convolution, and the next block's first convolution where the two can be chained.
+    """A block after its first convolution, and the next block's first convolution if the two can be chained.
 
-    Takes y1 [N, K, H, W] and the block's input, gives `Outputs`, of which the second is None where they cannot.
+    Takes y1 [N, K, H, W] and the block's input; returns `Outputs`, whose second is None if they cannot be chained.
     """
 
     def __init__(self, block: Bottleneck, following: FirstConv2d | None, dtype: torch.dtype) -> None:
@@ -85,10 +85,12 @@ class BlockEnd(Fastest):
             conv, norm = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", tuple(block.downsample))
             self.downsample = FoldedConv2d(conv, norm, relu=False, dtype=dtype)
             self.projection = Unfolded(conv, norm, dtype, torch.contiguous_format)
-        self._following = [] if following is None else [following]  # in a list: it is the next block's child
+        self._following = (
+            [] if following is None else [following]
+        )  # in a list, lest it be registered: it is the next block's child
 
     def ways(self, x: Tensor) -> dict[str, Prepare]:
-        """See the module."""
+        """Return the ways that the module's docstring lists."""
         ends = {"product": self._product}
         if self._chainable(x.dtype):
             ends = {"chained": self._chained} | ends
@@ -99,7 +101,7 @@ class BlockEnd(Fastest):
         return _without_a_clock(ways | {"folded": lambda: self._folded})
 
     def _choose(self, x: Tensor, residual: Tensor | None) -> Way:
-        """Parts that have chosen only to be measured are no part of the report: those that are needed choose again."""
+        """Choose, then reset the choices that parts made while measured; those of them in use choose again."""
         way = super()._choose(x, residual)
         for part in (self.conv2, self.conv3, self.downsample, *self._following):
             if part is not None:
@@ -110,8 +112,8 @@ class BlockEnd(Fastest):
         columns, inner = map(int, self.unfolded3.filters.shape[:2])
         projected = 0 if self.projection is None else int(self.projection.filters.shape[1])
         return any(
-            of.unfolded.stride == 1 and chainable(dtype, inner, columns, int(of.bias.numel()), projected)
-            for of in self._following
+            following.unfolded.stride == 1 and chainable(dtype, inner, columns, int(following.bias.numel()), projected)
+            for following in self._following
         )
 
     def _way(self, middle: Middle, end: Callable[[Tensor, Tensor | None, Tensor], Outputs]) -> Way:
@@ -139,17 +141,17 @@ class BlockEnd(Fastest):
         return self._then(self.conv3.forward(self.conv2.forward(y), residual))
 
     def _then(self, out: Tensor) -> Outputs:
-        """What is measured beside a chain has to do as much."""
+        """Compute the next block's first convolution too if it can be chained, so that ways are compared fairly."""
         return out, self._following[0].forward(out) if self._chainable(out.dtype) else None
 
 
 def _without_a_clock(ways: dict[str, Prepare]) -> dict[str, Prepare]:
-    """In the interpreter the first way alone, whose kernels are to be checked: it says nothing of their speed."""
+    """In the interpreter, whose times mean nothing, return only the first way, whose kernels are to be checked."""
     return dict([next(iter(ways.items()))]) if INTERPRETED else ways
 
 
 class ProductBottleneck(nn.Module):
-    """A bottleneck block, and its own first convolution and the next block's."""
+    """A bottleneck block: its first convolution, and its end, which may include the next block's first convolution."""
 
     def __init__(self, block: Bottleneck, own: FirstConv2d, following: FirstConv2d | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -157,13 +159,13 @@ class ProductBottleneck(nn.Module):
         self.end = BlockEnd(block, following, dtype)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Outputs:
-        """x [N, C, H, W], and y1 if the block before has made it; both may be written over."""
+        """Run on x [N, C, H, W], and on y1 if the block before has computed it; both may be overwritten."""
         outputs: Outputs = self.end.forward(self.conv1.forward(x) if y is None else y, x)
         return outputs
 
 
 class ProductResNet(nn.Module):
-    """The whole network."""
+    """The whole network, by products."""
 
     def __init__(self, model: ResNet, dtype: torch.dtype) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class ProductResNet(nn.Module):
         self.fc = FoldedLinear(model.fc, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, C, H, W] in any floating dtype -> logits [N, classes] in the folded dtype."""
+        """Map images [N, C, H, W] in any floating dtype to logits [N, classes] in the folded dtype."""
         require_runnable(images.device)
         x = self.maxpool(self.conv1(images.to(self.dtype)))
         y: Tensor | None = None
@@ -195,9 +197,9 @@ def _stages(model: ResNet) -> tuple[nn.Sequential, ...]:
 
 
 def fold_into_products(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A folded copy of `model` for inference in `dtype` inside a CUDA graph, on the same device.
+    """Make a folded copy of `model` for inference in `dtype` inside a CUDA graph, on the same device.
 
-    A network of basic blocks, which has no 1x1 convolutions but projections, becomes what `fold` makes of it.
+    For a network of basic blocks, whose only 1x1 convolutions are projections, this is the same as `fold`.
 
     Raises:
         ValueError: the model is no reference ResNet.

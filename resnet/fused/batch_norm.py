@@ -1,4 +1,4 @@
-"""`nn.BatchNorm2d` with what follows it in a residual network, in one operation of `kernels`."""
+"""`nn.BatchNorm2d` fused with the operations that follow it in a residual network, by `kernels`."""
 
 from typing import Literal, cast, get_args
 
@@ -15,7 +15,7 @@ Activation = Literal["relu", "none"]
 
 
 class FusedBatchNormAct2d(nn.BatchNorm2d):
-    """BatchNorm, then an optional second operand added, then an activation; the state_dict of `nn.BatchNorm2d`.
+    """BatchNorm, then an optional addition of a second operand, then an activation; differentiable once.
 
     Parameters, buffers, modes and errors are those of `nn.BatchNorm2d`, and it can be differentiated once. The maths is
     that of Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, computed as `kernels.bn_act` does.
@@ -62,12 +62,12 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         self.activation = activation
 
     def forward(self, x: Tensor, z: Tensor | None = None, z_norm: "FusedBatchNormAct2d | None" = None) -> Tensor:
-        """act(bn(x)), act(bn(x) + z) or act(bn(x) + z_norm(z)), like x.
+        """Compute act(bn(x)), act(bn(x) + z) or act(bn(x) + z_norm(z)), like x.
 
         Args:
             x: [N, C, H, W], fp16, bf16, fp32 or fp64.
             z: like x, the shortcut of a residual block; another dtype is converted to x's.
-            z_norm: the BatchNorm of a projected shortcut; its own activation is not looked at.
+            z_norm: the BatchNorm of a projected shortcut; its own activation is ignored.
 
         Raises:
             ValueError: as `nn.BatchNorm2d` does, e.g. for one value a channel in training; or running statistics that
@@ -86,7 +86,7 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         return y
 
     def pool(self, x: Tensor) -> Tensor:
-        """max_pool2d(relu(bn(x)), 3, stride=2, padding=1), whichever the activation: the stem of a ResNet.
+        """Compute max_pool2d(relu(bn(x)), 3, stride=2, padding=1), whichever the activation: the stem of a ResNet.
 
         Args:
             x: [N, C, H, W], fp16, bf16, fp32 or fp64, to [N, C, ceil(H / 2), ceil(W / 2)] in the same dtype.
@@ -101,11 +101,11 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         return y
 
     def into(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """conv(act(bn(x))).
+        """Compute conv(act(bn(x))).
 
-        With `rebuild`, an attribute that `fuse(model, rebuild=True)` sets, what the convolution takes is not kept for
-        the backward pass but made again there from x: two more touches of it for one tensor less in memory. It is kept
-        all the same where the convolution is not a plain one (bias, other padding than by a number of zeros, hooks), or
+        With `rebuild`, an attribute that `fuse(model, rebuild=True)` sets, the input of the convolution is not saved
+        for the backward pass but recomputed there from x: two more touches of it for one tensor less in memory. It is
+        saved all the same if the convolution is not plain (bias, padding other than by a number of zeros, hooks) or
         casts its input.
 
         Args:
@@ -134,25 +134,25 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
         return f"{plain}, activation={self.activation}"
 
     def _alone(self, x: Tensor) -> Tensor:
-        """bn(x)."""
+        """Compute bn(x) without an activation."""
         y, statistics = bn_act(x, self.norm(), training=self.normalises_by_batch(), relu=False)
         self.track(values(x), statistics)
         return y
 
     def norm(self) -> Norm:
-        """As kernels take it: its own tensors, not copies."""
+        """Return this BatchNorm as kernels take it: its own tensors, not copies."""
         return Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
     def normalises_by_batch(self) -> bool:
-        """Whether it normalises by the statistics of the batch, else by the running ones."""
+        """Whether the statistics are those of the batch in this mode, otherwise the running statistics."""
         return self.training or self.running_mean is None
 
     def track(self, count: int, statistics: Tensor) -> None:
-        """Update the running statistics, where `nn.BatchNorm2d` does, by those of a batch of `count` values a channel.
+        """Update the running statistics by those of a batch of `count` values per channel, when `nn.BatchNorm2d` would.
 
         Args:
             count: N * H * W.
-            statistics: [2, C], mean and biased variance; not looked at for an empty batch.
+            statistics: [2, C], mean and biased variance; ignored for an empty batch.
 
         Raises:
             ValueError: running statistics that have gaps between their values.
@@ -170,24 +170,24 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where x is, and casts x: it leaves fp64 as it is.
+    """Whether autocast is on for the device of x and casts x, which it does not do for fp64.
 
-    torch has none for tensors without data, and refuses the question.
+    Meta tensors have no autocast: torch raises an error if asked about theirs.
     """
     return x.device.type != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
 def values(x: Tensor) -> int:
-    """Of a channel of x [N, C, H, W]."""
+    """Count the values per channel of x [N, C, H, W]."""
     return x.numel() // x.shape[1]
 
 
 def is_plain(conv: nn.Conv2d) -> bool:
-    """Whether a convolution does nothing but convolve, with padding by a number of zeros."""
+    """Whether a convolution has no bias and no hooks, and pads by a number of zeros."""
     zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return type(conv) is nn.Conv2d and conv.bias is None and zeros and not has_hooks(conv)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is to be called when the module is."""
+    """Whether a module has forward or backward hooks."""
     return any(getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre"))

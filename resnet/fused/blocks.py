@@ -1,4 +1,4 @@
-"""Residual blocks and networks with fused BatchNorm; `resnet.fused.fuse` makes them of plain ones, children and all."""
+"""Residual blocks and networks with fused BatchNorm; `resnet.fused.fuse` makes them from plain ones."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from resnet.fused.batch_norm import FusedBatchNormAct2d
 
 
 class FusedBasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; ReLU and residual add are part of the BatchNorms."""
+    """Two 3x3 convolutions and a shortcut; ReLU and residual add are fused into the BatchNorms."""
 
     conv1: nn.Conv2d
     bn1: FusedBatchNormAct2d
@@ -16,13 +16,13 @@ class FusedBasicBlock(nn.Module):
     downsample: nn.Sequential | None
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the plain block."""
+        """Compute what the plain block computes."""
         out = self.bn1.into(self.conv2, self.conv1(x))
         return _end_of_block(self.bn2, out, x, self.downsample)
 
 
 class FusedBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; ReLU and residual add are part of the BatchNorms."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; ReLU and residual add are fused into the BatchNorms."""
 
     conv1: nn.Conv2d
     bn1: FusedBatchNormAct2d
@@ -33,14 +33,14 @@ class FusedBottleneck(nn.Module):
     downsample: nn.Sequential | None
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the plain block."""
+        """Compute what the plain block computes."""
         out = self.bn1.into(self.conv2, self.conv1(x))
         out = self.bn2.into(self.conv3, out)
         return _end_of_block(self.bn3, out, x, self.downsample)
 
 
 class FusedResNet(nn.Module):
-    """A residual network whose stem pools while it normalises."""
+    """A residual network with BatchNorm, ReLU and pooling of the stem fused."""
 
     conv1: nn.Conv2d
     bn1: FusedBatchNormAct2d
@@ -52,7 +52,7 @@ class FusedResNet(nn.Module):
     fc: nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> logits [N, classes]."""
+        """Map images [N, in_channels, H, W] to logits [N, classes]."""
         x = self.bn1.pool(self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -63,6 +63,6 @@ def _end_of_block(norm: FusedBatchNormAct2d, out: Tensor, x: Tensor, downsample:
     if downsample is None:
         y: Tensor = norm(out, x)
     else:
-        projection, its_norm = downsample
-        y = norm(out, projection(x), its_norm)
+        projection, projection_norm = downsample
+        y = norm(out, projection(x), projection_norm)
     return y

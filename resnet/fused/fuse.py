@@ -1,7 +1,7 @@
-"""Residual networks with fused BatchNorm, and back: the same parameters, the same state_dict.
+"""Fuses the BatchNorms of residual networks, and undoes it: the same parameters, the same state_dict.
 
-Known are the blocks and networks of `resnet.models.resnet` and of torchvision (ResNet, ResNeXt and Wide ResNet are one
-class there): they have the same children. A fused module is the plain one with another class, so that parameters,
+It supports the blocks and networks of `resnet.models.resnet` and of torchvision (where ResNet, ResNeXt and Wide ResNet
+are one class), which have the same children. A fused module is the plain one with another class, so that parameters,
 buffers, names and hooks stay where they are.
 """
 
@@ -25,7 +25,7 @@ _PLAIN_TYPE = "_plain_type"  # attribute of a fused module
 
 
 def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.Module:
-    """The same network with fused blocks: a new tree of modules over the same parameters and buffers.
+    """Return the same network with fused blocks: a new tree of modules over the same parameters and buffers.
 
     The fused network takes and gives what the plain one does, in training and evaluation; its BatchNorms are those of
     `FusedBatchNormAct2d`, with its errors, and it can be differentiated once. A module with anything that fusing would
@@ -59,14 +59,14 @@ def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.M
         True
     """
     twin = _twin(model)
-    left, layer_by_layer = [], []
+    unfused, layer_by_layer = [], []
     for name, module in twin.named_modules():
         fused = FUSED.get(f"{type(module).__module__}.{type(module).__qualname__}")
         if fused is None:
             continue
         reason = _obstacle(module, fused)
         if reason:
-            left.append(f"{name or type(module).__name__} ({reason})")
+            unfused.append(f"{name or type(module).__name__} ({reason})")
         else:
             _become(module, fused, rebuild=rebuild)
             if gram and fused is FusedBottleneck:
@@ -76,11 +76,11 @@ def fuse(model: nn.Module, *, rebuild: bool = False, gram: bool = False) -> nn.M
                 else:
                     module.__class__, module.__dict__["rebuild"] = GramBottleneck, rebuild
     if not any(isinstance(module, _FUSED_TYPES) for module in twin.modules()):
-        left.append(f"{type(model).__name__} (none of its modules is a block that fuse knows)")
-    if left:
-        warnings.warn(f"not fused: {', '.join(left)}", stacklevel=2)
+        unfused.append(f"{type(model).__name__} (none of its modules is a block that fuse supports)")
+    if unfused:
+        warnings.warn(f"some modules are not fused: {', '.join(unfused)}", stacklevel=2)
     if layer_by_layer:
-        warnings.warn(f"fused layer by layer: {', '.join(layer_by_layer)}", stacklevel=2)
+        warnings.warn(f"some bottleneck blocks are fused layer by layer: {', '.join(layer_by_layer)}", stacklevel=2)
     return twin
 
 
@@ -115,7 +115,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and buffers."""
+    """Copy the modules, sharing parameters and buffers."""
     shared = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
@@ -129,7 +129,7 @@ def _become(module: nn.Module, fused: type[nn.Module], *, rebuild: bool) -> None
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The BatchNorms that a fused module calls itself, and what follows each."""
+    """Yield the BatchNorms that a fused module calls itself, and the activation after each."""
     for name, child in module.named_children():
         if name.startswith("bn"):
             yield child, "relu"
@@ -138,7 +138,7 @@ def _norms(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _obstacle(module: nn.Module, fused: type[nn.Module]) -> str:
-    """Why a module cannot be fused, empty if it can."""
+    """Return why a module cannot be fused; empty if it can."""
     downsample = getattr(module, "downsample", None)
     if downsample is not None and not _is_projection(downsample):
         return "its shortcut is not a convolution and a BatchNorm"
@@ -164,9 +164,9 @@ def _is_projection(shortcut: nn.Module) -> bool:
 
 
 def _is_plain_pooling(pool: object) -> bool:
-    """Whether it is the pooling of He et al. (2015), table 1."""
+    """Whether a module is the pooling of He et al. (2015), table 1."""
     if type(pool) is not nn.MaxPool2d:
         return False
-    wanted = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1}
-    square = all(getattr(pool, name) in (value, (value, value)) for name, value in wanted.items())
+    expected = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1}
+    square = all(getattr(pool, name) in (value, (value, value)) for name, value in expected.items())
     return square and not pool.ceil_mode and not pool.return_indices

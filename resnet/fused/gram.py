@@ -16,23 +16,23 @@ from resnet.fused.blocks import FusedBottleneck
 _EMPTY = "its input is empty"
 _MIXED = "some of its BatchNorms normalise by the batch and others do not"
 _EVALUATED = "it is differentiated in evaluation mode"
-_EXPECTED = frozenset({_EMPTY, _MIXED, _EVALUATED})  # nobody has to be told
-_FP64 = "its input is fp64, of which Triton has no products here"
-_PRECISIONS = "its input and its filters differ in precision, without autocast"
-_HOOKS = "there are hooks on modules inside, which have to be called"
+_EXPECTED = frozenset({_EMPTY, _MIXED, _EVALUATED})  # reasons that need no warning
+_FP64 = "its input is fp64, which Triton cannot multiply here"
+_PRECISIONS = "its input and its filters differ in precision, and autocast is off"
+_HOOKS = "there are hooks on its inner modules, which have to be called"
 
 
 class GramBottleneck(FusedBottleneck):
-    """One node of autograd in training; two products and a convolution in evaluation without gradients.
+    """One autograd node in training; two products and a convolution in evaluation without gradients.
 
-    Where that is not what is asked for (hooks on a module inside, evaluation with gradients, an empty batch), it is
-    computed as `FusedBottleneck` does; of hooks, mixed precisions and fp64 a warning tells.
+    Other calls (hooks on a module inside, evaluation with gradients, an empty batch) are computed as in
+    `FusedBottleneck`; hooks, mixed precisions and fp64 give a warning.
     """
 
-    rebuild: bool = False  # else what conv2 takes is kept for the backward pass
+    rebuild: bool = False  # if not set, the input of conv2 is saved for the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the plain block."""
+        """Compute what the plain block computes."""
         reason = self._obstacle(x)
         if reason:
             if reason not in _EXPECTED:
@@ -48,12 +48,12 @@ class GramBottleneck(FusedBottleneck):
         out, statistics = bottleneck(x, filters, operands, self._geometry(), keep=not self.rebuild)
         stride, (n, _, height, width) = self.conv1.stride[0], x.shape
         counts = [n * -(-height // stride) * -(-width // stride), *[values(out)] * (len(norms) - 1)]
-        for norm, count, found in zip(norms, counts, statistics, strict=True):
-            norm.track(count, found)
+        for norm, count, batch_statistics in zip(norms, counts, statistics, strict=True):
+            norm.track(count, batch_statistics)
         return out
 
     def _obstacle(self, x: Tensor) -> str:
-        """Why this very input has to be computed layer by layer; empty if it has not."""
+        """Return why this call has to be computed layer by layer; empty if it need not be."""
         norms, filters = self._norms(), [conv.weight for conv in convolutions(self)]
         if x.numel() == 0:
             return _EMPTY
@@ -63,7 +63,7 @@ class GramBottleneck(FusedBottleneck):
         if len(batch) > 1:
             return _MIXED
         parameters = (*filters, *(parameter for norm in norms for parameter in (norm.weight, norm.bias)))
-        if batch == {False} and torch.is_grad_enabled() and any(of.requires_grad for of in (x, *parameters)):
+        if batch == {False} and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
             return _EVALUATED
         return _obstacle_of_precision(x, filters)
 
@@ -85,18 +85,18 @@ class GramBottleneck(FusedBottleneck):
 def _obstacle_of_precision(x: Tensor, filters: list[Tensor]) -> str:
     if autocasts(x):
         return ""
-    if any(of.dtype != x.dtype for of in filters):
+    if any(weight.dtype != x.dtype for weight in filters):
         return _PRECISIONS
     return "" if multiplies(x.dtype) else _FP64
 
 
 def convolutions(block: nn.Module) -> list[nn.Conv2d]:
-    """Of a bottleneck, in order, that of a projected shortcut last."""
+    """Return the convolutions of a bottleneck in order, that of a projected shortcut last."""
     return cast("list[nn.Conv2d]", [block.conv1, block.conv2, block.conv3, *_shortcut(block)[:1]])
 
 
 def batch_norms(block: nn.Module) -> list[nn.BatchNorm2d]:
-    """The BatchNorm behind each of them."""
+    """Return the BatchNorm after each of its convolutions."""
     return cast("list[nn.BatchNorm2d]", [block.bn1, block.bn2, block.bn3, *_shortcut(block)[1:]])
 
 
@@ -106,7 +106,7 @@ def _shortcut(block: nn.Module) -> list[nn.Module]:
 
 
 def obstacle(block: nn.Module) -> str:
-    """Why a bottleneck that could be a `FusedBottleneck` cannot be one node; empty if it can."""
+    """Return why a `FusedBottleneck` cannot be one node; empty if it can."""
     first, middle, last, *projection = convolutions(block)
     products = {"conv1": first, "conv3": last, "projection": projection[0] if projection else first}
     for name, conv in products.items():
@@ -115,13 +115,13 @@ def obstacle(block: nn.Module) -> str:
     if last.stride[0] != 1:
         return "its conv3 has a stride"
     if not is_plain(middle):
-        return "its conv2 has a bias, hooks, or other padding than by a number of zeros"
+        return "its conv2 has a bias, hooks, or padding other than by a number of zeros"
     if not all(norm.affine for norm in batch_norms(block)):
-        return "a BatchNorm has no parameters"
+        return "one of its BatchNorms has no parameters"
     return ""
 
 
 def _is_product(conv: nn.Conv2d) -> bool:
-    """Whether a convolution multiplies pixels by filters and does nothing else."""
+    """Whether a convolution does nothing but multiply pixels by filters."""
     square = conv.stride[0] == conv.stride[1]
     return is_plain(conv) and square and (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1)

@@ -1,4 +1,4 @@
-"""Builds networks by their names."""
+"""Builds networks by name."""
 
 from importlib import import_module
 from typing import get_args
@@ -33,7 +33,7 @@ def build_model(
     version: Version = "v1.5",
     zero_init_last_bn: bool = False,
 ) -> ResNet:
-    """A freshly initialised reference network: fp32, on the default device, in training mode.
+    """Build a freshly initialised reference network: fp32, on the default device, in training mode.
 
     The network is that of He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, in plain PyTorch,
     initialised as in He et al., "Delving Deep into Rectifiers" (2015), equation 14. Names of modules are torchvision's,
@@ -44,7 +44,7 @@ def build_model(
         num_classes: width of the logits.
         in_channels: channels of the images.
         version: where a bottleneck has its stride: the 3x3 convolution (v1.5) or the first 1x1 (v1). Basic blocks
-            know no difference.
+            are the same in both.
         zero_init_last_bn: start every block as the identity (Goyal et al., 2017, section 5.1).
 
     Returns:
@@ -73,7 +73,7 @@ def build_model(
 
 
 def _initialise(model: ResNet, *, zero_init_last_bn: bool) -> None:
-    """He et al., "Delving Deep into Rectifiers" (2015), equation 14 for convolutions; PyTorch's default for `fc`."""
+    """Initialise by He et al., "Delving Deep into Rectifiers" (2015), equation 14; `fc` keeps PyTorch's default."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

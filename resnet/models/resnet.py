@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
+        """Map [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)]."""
         identity = x
 
         out = self.conv1(x)
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, 4 * channels, ceil(H / stride), ceil(W / stride))."""
+        """Map [N, in_channels, H, W] to [N, 4 * channels, ceil(H / stride), ceil(W / stride)]."""
         identity = x
 
         out = self.conv1(x)
@@ -97,9 +97,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of residual blocks, average pooling, classifier. Made by `build_model`, which checks.
+    """Stem, four stages of residual blocks, average pooling, classifier. `build_model` checks the arguments.
 
-    `name` is the row of NETWORKS and `version` the place of the stride: neither can be read off the weights.
+    `name` is the row of NETWORKS and `version` the place of the stride: neither follows from the weights.
     """
 
     def __init__(self, name: str, *, num_classes: int, in_channels: int, version: Version) -> None:
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(512 * expansion, num_classes)
 
     def _stage(self, in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
-        """`blocks` residual blocks; the first takes the stride and, where shapes change, projects its shortcut."""
+        """Make a stage of residual blocks; the first has the stride and, if shapes change, a projected shortcut."""
         basic = NETWORKS[self.name].block == "basic"
         block = BasicBlock if basic else partial(Bottleneck, version=self.version)
         out_channels = channels * (BasicBlock.expansion if basic else Bottleneck.expansion)
@@ -135,7 +135,7 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *(block(out_channels, channels, 1, None) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) -> logits (N, num_classes), in the dtype of the weights and the images."""
+        """Map images [N, in_channels, H, W] to logits [N, num_classes], in the dtype of the weights and the images."""
         x = self.conv1(x)
         x = self.bn1(x)
         x = self.relu(x)

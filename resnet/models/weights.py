@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from resnet.models.resnet import ResNet
 from resnet.models.table import NETWORKS
 
-SOCKET_TIMEOUT_S = 20.0  # of one connect or read: a firewall that drops packets would hang for minutes
+SOCKET_TIMEOUT_S = 20.0  # per connect or read: with a firewall that drops packets they would hang for minutes
 NAMED = 3  # how many offending keys an error names
 
 
@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
     """Fill every parameter and buffer of `model`, in place, from published weights or from a file.
 
     Args:
-        model: of the depth, classes and input channels that the weights were trained with; unchanged on error. Its
+        model: has the depth, classes and input channels that the weights were trained with; unchanged on error. Its
             dtype and device stay; values are converted.
         source: for a reference ResNet the name of torchvision's published weights of its depth (`IMAGENET1K_V1`,
             `DEFAULT`, ...), downloaded once into torch.hub's cache; otherwise the path of a state_dict written by
@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
         ) from None
     counters = {key: value for key, value in model.state_dict().items() if key.endswith(".num_batches_tracked")}
     if state.keys().isdisjoint(counters):
-        state = {**counters, **state}  # written before PyTorch 0.4.1 introduced them; nothing here reads them
+        state = {**counters, **state}  # written before PyTorch 0.4.1 introduced them; this model does not use them
     if differences := _differences(model.state_dict(), state):
         raise ValueError(f"the weights in {path} do not fit this {_name(model)}: {'; '.join(differences)}")
     model.load_state_dict(state, strict=True)
@@ -104,7 +104,7 @@ def _download(model: ResNet, weights: WeightsEnum) -> Path:
 
 @contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """torch.hub offers no time-out, so the process-wide default is lent one."""
+    """Set the process-wide time-out of sockets inside the context: torch.hub has no option for it."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_TIMEOUT_S)
     try:
@@ -114,14 +114,14 @@ def _socket_timeout() -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, on CPU; mapped rather than read where the format allows (not before PyTorch 1.6)."""
+    """Load the state_dict of a file on CPU, memory-mapped if its format allows (that of PyTorch 1.6 and later)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about foreign formats, which the errors below are about
+            warnings.simplefilter("ignore")  # they are about foreign formats, for which errors are raised below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 - foreign bytes take an unpickler anywhere
+    except Exception as error:  # noqa: BLE001 - an unpickler may raise anything on foreign bytes
         raise ValueError(
             f"{path} is not a file of weights ({type(error).__name__}): it is damaged, in another format, or holds "
             "Python objects, which could run code and are never loaded. Write one with "
@@ -129,23 +129,23 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from None
     if isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         return content
-    found = f"a dict of {_some(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    kind = f"a dict of {_some(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
     raise ValueError(
-        f"{path} holds {found}, not a state_dict (names of parameters and buffers -> tensors). Write one with "
+        f"{path} holds {kind}, not a state_dict (names of parameters and buffers -> tensors). Write one with "
         "torch.save(model.state_dict(), path)"
     )
 
 
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """What keeps `found` from fitting, one phrase a kind; empty where it fits."""
+def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """List how `state` differs from the expected one, one phrase for each kind of difference; empty if it fits."""
     shapes = [
-        f"{key} is {tuple(found[key].shape)} where the model has {tuple(value.shape)}"
+        f"{key} is {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
         for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
+        if key in state and state[key].shape != value.shape
     ]
     kinds = {
-        "missing keys": [key for key in expected if key not in found],
-        "unexpected keys": [key for key in found if key not in expected],
+        "missing keys": [key for key in expected if key not in state],
+        "unexpected keys": [key for key in state if key not in expected],
         "wrong shapes": shapes,
     }
     return [f"{len(items)} {kind}: {_some(items)}" for kind, items in kinds.items() if items]

@@ -209,21 +209,23 @@ def test_a_spill_is_a_fault(verdicts: dict[str, Verdict]) -> None:
 def test_a_narrow_access_beside_wide_ones_is_a_fault(verdicts: dict[str, Verdict], name: str) -> None:
     figures, (fault,) = verdicts[name]
     assert (figures["load_bits"], figures["store_bits"], figures["main_bits"]) == (128, 128, 32)
-    assert fault.startswith("accesses z_ptr by 32 bits where 128 are possible: tell the compiler what is contiguous")
+    assert fault.startswith(
+        "accesses z_ptr 32 bits at a time where 128 are possible: tell the compiler what is contiguous"
+    )
 
 
 def test_an_activation_without_access_is_a_fault(verdicts: dict[str, Verdict]) -> None:
     figures, (fault,) = verdicts["forgetful"]
     assert figures["main_bits"] == 0
-    assert fault.startswith("does not access z_ptr")
+    assert fault.startswith("has no access to z_ptr")
 
 
 def test_too_much_shared_memory_is_a_fault(verdicts: dict[str, Verdict]) -> None:
     figures, faults = verdicts["greedy"]
     needed, limit = figures["dynamic_shared_bytes"], ARCHITECTURES["sm_80"].shared_bytes
     assert needed > limit
-    assert any(fault.startswith(f"needs {needed} bytes of shared memory, and a program may have {limit}: give its pass")
-               for fault in faults)  # fmt: skip
+    message = f"needs {needed} bytes of shared memory, but a program may use {limit} at most: give its pass"
+    assert any(fault.startswith(message) for fault in faults)
     assert (figures["resident_warps"], figures["limited_by"]) == (0, "shared memory")
 
 

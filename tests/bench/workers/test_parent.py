@@ -134,7 +134,7 @@ def test_an_answer_of_another_type_is_a_crash() -> None:
 
 
 def test_a_refusal_is_raised_here_in_its_own_words() -> None:
-    with pytest.raises(ValueError, match=r"^unknown model 'resnet1': choose one of resnet18, ") as refused:
+    with pytest.raises(ValueError, match=r"^unknown model 'resnet1': choose from resnet18, ") as refused:
         call(build_model, "resnet1")
     assert is_for_people(refused.value)
     with pytest.raises(WorkerCrashedError, match=r"^ValueError: "):

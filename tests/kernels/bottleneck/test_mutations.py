@@ -152,12 +152,12 @@ MUTATIONS = (
     ),
     Mutation(
         why="the ReLU sees what is not rounded yet",
-        module="products.block_end", old="keep = kept(out)", new="keep = kept(y)", check=mask_of_zero,
+        module="products.block_end", old="active = kept(out)", new="active = kept(y)", check=mask_of_zero,
     ),
     # masks
     Mutation(
         why="bits behind the last channel are set",
-        module="products.block_end", old="keep = kept(out)", new="keep = kept(out) | (columns >= N)[None, :]",
+        module="products.block_end", old="active = kept(out)", new="active = kept(out) | (columns >= N)[None, :]",
         check=mask_bits,
     ),
     Mutation(
@@ -201,7 +201,8 @@ MUTATIONS = (
     ),
     Mutation(
         why="gradients of conv3 are put in the strides of transposed filters",
-        module="gram.backward", old="torch.empty_like(of.contiguous())", new="torch.empty_like(of)", check=layouts,
+        module="gram.backward", old="torch.empty_like(parameter.contiguous())", new="torch.empty_like(parameter)",
+        check=layouts,
     ),
     Mutation(
         why="transposed filters are multiplied as they lie", module="bottleneck.forward",
@@ -228,7 +229,8 @@ MUTATIONS = (
     ),
     Mutation(
         why="a strided Gram matrix is that of the first pixels", module="gram.covariance",
-        old="source = source_rows(at, pixels, width, source_pixels, source_width, STRIDE)", new="source = at",
+        old="source = source_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)",
+        new="source = tile_rows",
         check=of_kernel(
             test_products.test_blocks_of_a_covariance_lie_within_several_blocks_of_the_gram_matrix, EXACT, 2, PATCH
         ),

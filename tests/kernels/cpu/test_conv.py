@@ -114,7 +114,7 @@ def test_a_nan_reaches_every_output_that_reads_it(relu: bool) -> None:
     ("algorithm", "changed", "why"),
     [
         ("direct", {"weight": torch.zeros(32, 16, 3, 3)}, "bf16"),
-        ("direct", {"weight": bf16(32, 11, 3, 3)}, "even number of input channels, or up to 32 numbers"),
+        ("direct", {"weight": bf16(32, 11, 3, 3)}, "even number of input channels, or up to 32 values"),
         ("direct", {"weight": bf16(48, 16, 3, 3)}, "multiples of 32"),
         ("direct", {"weight": bf16(32, 16, 3, 1)}, "square"),
         ("direct", {"weight": bf16(32, 16, 9, 9)}, "up to 7x7"),
@@ -131,7 +131,7 @@ def test_a_nan_reaches_every_output_that_reads_it(relu: bool) -> None:
 def test_what_it_does_not_take_is_refused(algorithm: Algorithm, changed: dict[str, object], why: str) -> None:
     arguments: dict[str, object] = {"weight": bf16(32, 16, 3, 3), "stride": (1, 1), "padding": (1, 1)}
     arguments |= {"dilation": (1, 1), "groups": 1, "bias": bf16(32), "relu": True} | changed
-    with pytest.raises(RuntimeError, match=f"takes only .*{why}"):
+    with pytest.raises(RuntimeError, match=f"supports only .*{why}"):
         Avx512Conv2d(algorithm, **arguments)  # type: ignore[arg-type]
 
 
@@ -163,5 +163,5 @@ def test_pooling_is_that_of_pytorch(n: int, c: int, h: int, w: int) -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 64, 8, 8), bf16(1, 48, 8, 8), bf16(1, 64, 8, 8).contiguous()])
 def test_pooling_refuses_what_it_does_not_take(wrong: Tensor) -> None:
-    with pytest.raises(RuntimeError, match="takes bf16 tensors in channels_last with 32 channels at a time"):
+    with pytest.raises(RuntimeError, match="supports only bf16 in channels_last with channels in multiples of 32"):
         avx512_max_pool2d(wrong)

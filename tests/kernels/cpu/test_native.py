@@ -45,8 +45,8 @@ def test_a_cpu_without_the_instructions_is_told(
     ("compiler", "why"),
     [
         ("no-such-compiler -O1", "no C\\+\\+ compiler 'no-such-compiler': install g\\+\\+"),
-        ("false", "false does not compile pool.cpp"),
-        ("true", "compiled but does not load"),
+        ("false", "false failed to compile pool.cpp"),
+        ("true", "compiled but cannot be loaded"),
     ],
 )
 def test_a_compiler_that_is_missing_or_fails_is_named(

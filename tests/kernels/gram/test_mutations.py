@@ -39,7 +39,7 @@ MUTATIONS = (
     ),
     Mutation(
         why="rows outside count in the statistics",
-        module="products.conv_statistics", old="tl.where(inside[:, None], value - pivot[None, :], 0.0)",
+        module="products.conv_statistics", old="tl.where(inside_rows[:, None], value - pivot[None, :], 0.0)",
         new="value - pivot[None, :]",
     ),
     Mutation(
@@ -55,8 +55,8 @@ MUTATIONS = (
     Mutation(
         why="a strided first convolution hands its gradient to the wrong lines",
         module="products.input_gradient",
-        old="output, part = spread_rows(at, pixels, width, source_pixels, source_width, STRIDE)",
-        new="output, part = spread_rows(at, pixels, width, source_pixels, source_width, 1)", case=V1,
+        old="output, taken = spread_rows(tile_rows, pixels, width, source_pixels, source_width, STRIDE)",
+        new="output, taken = spread_rows(tile_rows, pixels, width, source_pixels, source_width, 1)", case=V1,
     ),
     Mutation(why="the inner ReLU is left out", module="products.operands", old="tl.where(kept(y), y, 0.0)", new="y"),
     Mutation(
@@ -69,11 +69,12 @@ MUTATIONS = (
     ),
     Mutation(
         why="blocks of the Gram matrix behind the diagonal are read as they lie",
-        module="gram.covariance", old="written = j[None, :] * C + i[:, None]", new="written = at", case=PROJECTION,
+        module="gram.covariance", old="gram_indices = j[None, :] * C + i[:, None]", new="gram_indices = indices",
+        case=PROJECTION,
     ),
     Mutation(
         why="sums of channels are those of another split",
-        module="gram.covariance", old="sums_ptr + split * C + of_i", new="sums_ptr + of_i",
+        module="gram.covariance", old="sums_ptr + split * C + channels_i", new="sums_ptr + channels_i",
     ),
     Mutation(
         why="bn3 forgets its bias",
@@ -86,7 +87,7 @@ MUTATIONS = (
     ),
     Mutation(
         why="the shortcut is forgotten", module="products.block_end",
-        old="y += tl.load(shortcut_ptr + offsets, mask=here, other=0.0).to(acc)", new="y += 0.0",
+        old="y += tl.load(shortcut_ptr + offsets, mask=inside, other=0.0).to(acc)", new="y += 0.0",
     ),
     Mutation(
         why="the projected shortcut is not normalised", module="products.block_end",
@@ -122,12 +123,12 @@ MUTATIONS = (
     ),
     Mutation(
         why="two convolutions share one number of splits", module="gram.backward",
-        old="merged(sums_ptr, filters, known, N, sum_splits, MERGED)",
-        new="merged(sums_ptr, filters, known, N, splits, MERGED)", case=DOWNSAMPLING,
+        old="merged(sums_ptr, filters, valid, N, sum_splits, MERGED)",
+        new="merged(sums_ptr, filters, valid, N, splits, MERGED)", case=DOWNSAMPLING,
     ),
     Mutation(
         why="the gradient of y passes where the ReLU was closed", module="gram.inner_gradient",
-        old="tl.where(here & kept(y), g, 0.0)", new="tl.where(here, g, 0.0)",
+        old="tl.where(inside & kept(y), g, 0.0)", new="tl.where(inside, g, 0.0)",
     ),
     Mutation(
         why="bn2's sum along x is not centred", module="gram.inner_gradient",

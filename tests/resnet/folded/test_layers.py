@@ -130,9 +130,9 @@ def test_the_stem_and_the_projections_stay_off_cudnns_fused_calls(
     network = fold(model, torch.float32)
     run(network, images)
     made = convolutions(network)
-    assert made.pop("conv1") == "separate; cudnn refused: kept off the 7x7 stem"
+    assert made.pop("conv1") == "separate; cudnn refused: it is not used for the 7x7 stem"
     projections = {made.pop(name) for name in list(made) if name.endswith("downsample")}
-    assert projections == {"separate; cudnn refused: it ends in a ReLU, which this layer has not"}
+    assert projections == {"separate; cudnn refused: it ends in a ReLU, but this layer does not"}
     assert set(made.values()) == {"separate; cudnn refused: this machine has none"}
 
 
@@ -166,7 +166,7 @@ def test_our_own_convolutions_are_right_in_the_network_where_they_apply(
         *_, size = conv.weight.shape
         takes = choice == "avx512-direct" or (size, conv.geometry[0]) == (3, [1, 1])
         assert made.startswith(choice) == takes
-        assert (f"{choice} refused: takes only" in made) != takes
+        assert (f"{choice} refused: this kernel supports only" in made) != takes
 
 
 @needs_avx512_bf16

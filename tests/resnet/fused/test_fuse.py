@@ -178,7 +178,7 @@ def test_a_known_network_is_fused_without_a_word() -> None:
 
 def test_an_unknown_network_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-    assert "Sequential (none of its modules is a block that fuse knows)" in warning_of(model)
+    assert "Sequential (none of its modules is a block that fuse supports)" in warning_of(model)
 
 
 def test_another_normalisation_is_left_alone_and_named() -> None:

@@ -177,7 +177,7 @@ def test_counts_must_be_positive(argument: str, value: int) -> None:
 
 def test_unknown_version() -> None:
     version: Any = "v2"
-    with pytest.raises(ValueError, match=re.escape("unknown version 'v2': choose one of v1, v1.5")):
+    with pytest.raises(ValueError, match=re.escape("unknown version 'v2': choose from v1, v1.5")):
         build_model("resnet18", version=version)
 
 
