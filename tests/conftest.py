@@ -25,7 +25,10 @@ from tests.support.left_out import (  # noqa: F401 - hooks
 )
 from tests.support.made_up_workers import directory, workers  # noqa: F401 - fixtures
 from tests.support.narrow_networks import narrow_depth  # noqa: F401 - a fixture
+from tests.support.quick_interpreter import hurry
 from tests.support.shallow_programs import flags_restored  # noqa: F401 - fixtures
+
+hurry()
 
 # What is printed depends on the terminal, and on the session of nox that calls: the tests have a terminal of their own.
 os.environ["TERM"] = "xterm-256color"

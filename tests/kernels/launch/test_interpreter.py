@@ -11,7 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.bottleneck.forms import BLOCKS, BlockForm
+from kernels.kernel import Kernel
 from kernels.launch.runtime import INTERPRETED
+from kernels.table import KERNELS
+from tests.support import bn_cases, gram_cases, quick_interpreter
 from tests.support.gram_cases import dtypes
 from tests.support.processes import PATIENCE_S
 from tests.support.repository import ROOT
@@ -142,3 +146,21 @@ def test_kernels_are_interpreted_whatever_has_imported_triton_before(first: str)
         timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", [*KERNELS, BLOCKS[-1]], ids=lambda form: form.name)
+def test_the_hurry_of_the_tests_changes_no_bit(
+    form: Kernel | BlockForm, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def results() -> dict[str, Tensor]:
+        if isinstance(form, Kernel):
+            return bn_cases.results(form.run, bn_cases.operands_of(form, (2, 11, 4, 5), dtype), True)
+        return gram_cases.results(form.run, gram_cases.operands_of(form.name, dtype, (2, 12, 4, 5)), dtype)
+
+    found = results()
+    for owner, name, original in quick_interpreter.ORIGINALS:
+        assert getattr(owner, name) is not original
+        monkeypatch.setattr(owner, name, original)
+    for name, wanted in results().items():
+        assert torch.equal(found[name], wanted), name
