@@ -14,7 +14,7 @@ from bench.terminal.exits import UNJUDGED, Exit
 from bench.terminal.options import OUTPUT_OPTIONS, epilog, grouped, names
 from bench.terminal.output import Output
 from bench.terminal.progress import bar
-from bench.traffic import counters as traffic_counters
+from bench.traffic import counters
 from bench.traffic.machines import MACHINES
 from bench.traffic.schemes import all_schemes, scheme_of
 from bench.traffic.types import Counted, Request
@@ -50,26 +50,27 @@ else:
     show_default=True,
     help="Precision of the activations.",
 )
-@click.option("--batch", "batch_size", type=int, default=256, show_default=True, help="Images of a step.")
+@click.option("--batch", "batch_size", type=int, default=256, show_default=True, help="Images per step.")
 @click.option("--image-size", type=int, help="Height of the images in pixels. [default: the network's own]")
 @click.option(
     "--paths",
     type=names,
-    help="Names from `resbench list paths`, and inductor, cudnn-fused, folded. [default: one of a kind]",
+    help="Names from `resbench list paths`, or inductor, cudnn-fused, folded. [default: every scheme]",
 )
 @click.option(
     "--device",
     type=click.Choice([*MACHINES, *get_args(Device)]),
-    help="Whose floor: a GPU's by its data sheet, or this machine's, measured. [default: this machine's]",
+    help="What the floor is of: a GPU by its data sheet, or this machine, measured. [default: this machine]",
 )
 @click.option("--layers", is_flag=True, help="List every operation.")
 @click.option(
     "--counters/--no-counters",
+    "with_counters",
     default=True,
-    help="On this machine's GPU, what its own counters see, by ncu: some minutes. [default: where it can]",
+    help="Also read this GPU's own counters, with ncu; takes some minutes. [default: where possible]",
 )
 @click.option(
-    "--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables as a page here."
+    "--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables to this page."
 )
 @grouped(OUTPUT_OPTIONS)
 def traffic(
@@ -82,23 +83,23 @@ def traffic(
     paths: Sequence[str] | None,
     device: str | None,
     layers: bool,
-    counters: bool,
+    with_counters: bool,
     page: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Count the bytes and FLOPs that each way of running MODEL moves in one step, and the least time they take.
+    """Count the bytes and FLOPs of one step of MODEL, for each way of running it, and the least time they take.
 
-    Counted from shapes, on any machine: nothing is run with data or timed. Kernels of the project declare what they
-    move, calls of libraries are counted by their tensors, and what cannot be run without data (torch.compile, cuDNN's
-    fused graphs, the folded network) by a formula of the same layers. Paths that move the same are counted once. Loss
-    and optimizer, the same for all, are left out.
+    The counts come from shapes, on any machine: nothing is run with data or timed. The project's kernels declare what
+    they move, library calls are counted by their tensors, and what cannot be run without data (torch.compile, cuDNN's
+    fused graphs, the folded network) is counted by formulas over the same layers. Paths that move the same data are
+    counted once. Loss and optimizer, the same for all, are left out.
 
-    The floor is, for each operation, the time of its bytes at the device's memory bandwidth or of its FLOPs at its rate
-    of products, whichever is longer, summed over the step.
+    The floor is a sum over the operations: for each, the time of its bytes at the device's memory bandwidth or of its
+    FLOPs at its rate of products, whichever is longer.
 
-    On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is run with
-    data too, and what passed between memory and caches stands beside what is counted; --no-counters leaves that out.
+    On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is also run
+    with data, and the bytes that passed between memory and caches stand beside those counted; --no-counters skips this.
     """
     network = network_of(model)
     request = Request(
@@ -114,17 +115,17 @@ def traffic(
         require_writable(page)
     output = Output(quiet=quiet, as_json=as_json)
     name, rates = _ceilings(device, precision)
-    found = call(worker.count, request)
+    schemes = call(worker.count, request)
     with bar(output.console()) as progress:
         task = progress.add_task("counting", total=None)
         seen, unseen = (
-            traffic_counters.read(request, lambda scheme: progress.update(task, description=f"counters of {scheme}"))
-            if counters and name == "cuda"
+            counters.read(request, lambda scheme: progress.update(task, description=f"counters of {scheme}"))
+            if with_counters and name == "cuda"
             else ((), ())
         )
     counted = Counted(
         request=request,
-        traffic=tuple(sorted(found, key=lambda of: -of.bytes)),
+        traffic=tuple(sorted(schemes, key=lambda scheme: -scheme.bytes)),
         device=name,
         ceilings=rates,
         seen=seen,
@@ -138,29 +139,35 @@ def _schemes(paths: Sequence[str] | None, mode: Mode) -> tuple[str, ...]:
 
 
 def _require_values(request: Request) -> None:
-    """Refuse what BatchNorm would refuse."""
+    """Refuse sizes that BatchNorm would refuse."""
     for option, value in (("--batch", request.batch_size), ("--image-size", request.image_size)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, not {value}")
     network = network_of(request.model)
     if request.mode == "train" and network.last_stage(request.batch_size, request.image_size) == 1:
         raise ValueError(
-            f"one image of {request.image_size} px leaves one value a channel, on which BatchNorm cannot train: "
+            f"one image of {request.image_size} px leaves one value per channel, on which BatchNorm cannot train: "
             f"choose a larger --batch, or --image-size above {network.reduction}"
         )
 
 
 def _ceilings(device: str | None, precision: Precision) -> tuple[str, Ceilings]:
-    """The device whose floor is wanted, and its rates: those of its data sheet, or measured here in some seconds."""
+    """The device of the floor, and its rates: those of its data sheet, or rates measured here in some seconds."""
     if device in MACHINES:
         return device, MACHINES[device].ceilings
     here = device_found()
     if device == "cuda" and here != "cuda":
-        raise ValueError(f"torch finds no CUDA device here: name one by its data sheet: {', '.join(MACHINES)}")
+        raise ValueError(
+            f"torch finds no CUDA device here: choose another --device, e.g. a GPU by its data sheet: "
+            f"{', '.join(MACHINES)}"
+        )
     here = cast("Device | None", device) or here
     rates = call(ceilings.measure_ceilings, here, [precision])
     if precision not in rates.matmul_flops_per_s:
-        raise ValueError(f"{here} does not run {precision} here: choose another --precision, or name a --device")
+        raise ValueError(
+            f"{here} does not run {precision} here: choose another --precision, or another --device, e.g. a GPU by its "
+            f"data sheet: {', '.join(MACHINES)}"
+        )
     return here, rates
 
 
@@ -185,9 +192,9 @@ def _conclude(counted: Counted, output: Output, page: Path | None, *, layers: bo
 
 
 def _command(counted: Counted, page: Path) -> str:
-    """What writes the same page again, wherever it is read."""
+    """The command that writes the same page again, wherever it is read."""
     request = counted.request
-    words = {
+    options = {
         "--mode": request.mode,
         "--precision": request.precision,
         "--batch": request.batch_size,
@@ -197,5 +204,7 @@ def _command(counted: Counted, page: Path) -> str:
         "--markdown": page,
     }
     if set(request.schemes) == set(all_schemes(request.mode)):
-        words.pop("--paths")
-    return shlex.join(["resbench", "traffic", request.model, *(str(of) for pair in words.items() for of in pair)])
+        options.pop("--paths")
+    return shlex.join(
+        ["resbench", "traffic", request.model, *(str(word) for option in options.items() for word in option)]
+    )

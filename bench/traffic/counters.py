@@ -1,7 +1,7 @@
-"""What a GPU's own counters see of a step, by NVIDIA Nsight Compute (`ncu`). Imports no torch.
+"""The bytes that a GPU's own counters see in a step, read by NVIDIA Nsight Compute (`ncu`). Imports no torch.
 
 `ncu` runs `bench.traffic.profiled` for one scheme and prints, for each kernel of its last step, the bytes that passed
-between memory and caches. Whatever prevents that is a reason in words, never a failure: the counts stand without it.
+between memory and caches. Whatever prevents that is told in a sentence and is no failure: the counts stand without it.
 """
 
 import csv
@@ -37,31 +37,31 @@ NO_RIGHTS = (
 )
 _REFUSED = "ERR_NVGPUCTRPERM"
 _ERROR = "==ERROR== "
-_OF_THE_APPLICATION = "The application returned"  # what ncu says where the error is not its own
+_APPLICATION_ERROR = "The application returned"  # what ncu says where the error is not its own
 
 
 def read(request: Request, on_scheme: Callable[[str], None]) -> tuple[tuple[Seen, ...], tuple[str, ...]]:
-    """What was seen of every scheme that some path runs, and a sentence for each reason why others were not."""
+    """The counts of every scheme that some path runs, and a sentence for each reason why others have none."""
     ncu = shutil.which("ncu")
     if ncu is None:
         return (), (f"no counters: {NO_TOOL}",)
-    run = {scheme_of(path.name, request.mode) for path in PATHS if request.mode in path.modes}
+    runnable = {scheme_of(path.name, request.mode) for path in PATHS if request.mode in path.modes}
     seen: list[Seen] = []
     missing: dict[str, list[str]] = {}  # schemes by reason
-    for scheme in (of for of in request.schemes if of in run):
+    for scheme in (name for name in request.schemes if name in runnable):
         on_scheme(scheme)
-        found = _isolated(ncu, replace(request, schemes=(scheme,)))
-        if found == NO_RIGHTS:
+        result = _isolated(ncu, replace(request, schemes=(scheme,)))
+        if result == NO_RIGHTS:
             return (), (f"no counters: {NO_RIGHTS}",)
-        if isinstance(found, Seen):
-            seen.append(found)
+        if isinstance(result, Seen):
+            seen.append(result)
         else:
-            missing.setdefault(found, []).append(scheme)
-    return tuple(seen), tuple(f"no counters of {', '.join(of)}: {reason}" for reason, of in missing.items())
+            missing.setdefault(result, []).append(scheme)
+    return tuple(seen), tuple(f"no counters of {', '.join(schemes)}: {reason}" for reason, schemes in missing.items())
 
 
 def _isolated(ncu: str, request: Request) -> Seen | str:
-    """In a worker, with which all that `ncu` has started ends."""
+    """Count in a worker: when it ends, so does all that `ncu` has started."""
     try:
         return Terms(timeout_s=TIMEOUT_S).call(count, ncu, request)
     except WorkerError as error:
@@ -72,7 +72,7 @@ def count(ncu: str, request: Request) -> Seen | str:
     """The sums over the kernels of a step of the request's one scheme, or the reason why there are none."""
     announce("profiling")
     child = [sys.executable, "-m", "bench.traffic.profiled", msgspec.json.encode(request).decode()]
-    plain = os.environ | {"LC_ALL": "C"}  # which characters part thousands and decimals
+    plain = os.environ | {"LC_ALL": "C"}  # it decides which characters separate thousands and decimals
     ran = subprocess.run(  # noqa: S603 - the tool named by PATH
         [ncu, *OPTIONS, *child], env=plain, capture_output=True, text=True, errors="replace", check=False
     )
@@ -81,17 +81,18 @@ def count(ncu: str, request: Request) -> Seen | str:
     if any(_REFUSED in error for error in errors):
         return NO_RIGHTS
     if errors or ran.returncode:
-        of_ncu = " ".join(error for error in errors if not error.startswith(_OF_THE_APPLICATION))
-        return of_ncu or (lines[-1] if lines else f"ncu ended with exit code {ran.returncode}")
+        own_errors = " ".join(error for error in errors if not error.startswith(_APPLICATION_ERROR))
+        return own_errors or (lines[-1] if lines else f"ncu ended with exit code {ran.returncode}")
     return parse(request.schemes[0], ran.stdout)
 
 
 def parse(scheme: str, text: str) -> Seen | str:
-    """Of what `ncu` prints among other lines: a line of names, a line of units, and a line for each kernel."""
-    units, *kernels = list(csv.DictReader((of for of in text.splitlines() if of.startswith('"')), restval="")) or [{}]
+    """The sums of what `ncu` prints: among other lines, one of names, one of units, and one for each kernel."""
+    table = (line for line in text.splitlines() if line.startswith('"'))
+    units, *kernels = list(csv.DictReader(table, restval="")) or [{}]
     for metric in METRICS:
         if units.get(metric) != UNIT:
-            return f"cannot understand what ncu printed: {metric} in {units.get(metric, '')!r}, not in {UNIT!r}"
+            return f"cannot understand what ncu printed: {metric} is in {units.get(metric, '')!r}, not in {UNIT!r}"
     if not kernels:
         return "ncu saw no kernel"
     try:

@@ -1,7 +1,8 @@
-"""What schemes that cannot be run without data move, by formula from a network's layers. Standard library only.
+"""Bytes and FLOPs of schemes that cannot be run without data, by formulas over layers. Standard library only.
 
-A formula says of a part of a network which tensors its operations read and write; how large they are comes from the
-network (`bench.traffic.worker.parts`). What has one value a channel (statistics, parameters, partial sums) is left out.
+A formula lists the operations of a part of a network, with the tensors that each reads and writes; how large they are
+comes from the network (`bench.traffic.worker.parts`). Tensors of one value per channel (statistics, parameters, partial
+sums) are left out.
 Convolutions read their input and filters and write their result; their two gradients are two products, each of which
 reads the result's gradient.
 """
@@ -61,16 +62,16 @@ class Part:
         return self.inputs if self.projection is None else self.projection.outputs
 
 
-Found = Iterator[tuple[str, float, int]]  # name, bytes and FLOPs of each operation
-Formula = Callable[[Part], Found]
+Counts = Iterator[tuple[str, float, int]]  # name, bytes and FLOPs of each operation
+Formula = Callable[[Part], Counts]
 
 
 def convolution(layer: Layer) -> tuple[str, float, int]:
     return f"{layer.name}: product", layer.read + layer.weights + layer.outputs, layer.flops
 
 
-def gradients(layer: Layer, *, ending: float = 0) -> Found:
-    """Both gradients of a layer; `ending`: what is done with that of the inputs on its way out reads so many bytes."""
+def gradients(layer: Layer, *, ending: float = 0) -> Counts:
+    """Both gradients of a layer. `ending`: bytes read by what is done with the input gradient on its way out."""
     if layer.differentiates_inputs:
         yield f"{layer.name}: input gradient", layer.outputs + layer.weights + layer.inputs + ending, layer.flops
     yield f"{layer.name}: filter gradient", layer.outputs + layer.read + layer.weights, layer.flops
@@ -79,7 +80,7 @@ def gradients(layer: Layer, *, ending: float = 0) -> Found:
 # --- Inductor: convolutions are a library's, everything between two of them is fused into few passes ------------------
 
 
-def inductor_forward(part: Part) -> Found:
+def inductor_forward(part: Part) -> Counts:
     """BatchNorm's statistics are a pass of their own; the next normalises, adds the shortcut and applies the ReLU."""
     if part.kind == "head":
         yield from head_forward(part)
@@ -97,8 +98,8 @@ def inductor_forward(part: Part) -> Found:
         yield "normalise and add", 2 * last.outputs + part.shortcut, 0
 
 
-def inductor_inference(part: Part) -> Found:
-    """As in training, without statistics, and without the places of maxima."""
+def inductor_inference(part: Part) -> Counts:
+    """The forward pass of training, without statistics and without the places of maxima."""
     for name, moved, flops in inductor_forward(part):
         if name == "max-pooling":
             yield name, part.layers[-1].outputs + part.pooled, flops
@@ -106,7 +107,7 @@ def inductor_inference(part: Part) -> Found:
             yield name, moved, flops
 
 
-def inductor_backward(part: Part) -> Found:
+def inductor_backward(part: Part) -> Counts:
     """Two passes a BatchNorm, both with its ReLU: sums, then the gradient. The ReLU's mask is read off its result."""
     if part.kind == "head":
         yield from head_backward(part)
@@ -132,8 +133,8 @@ def inductor_backward(part: Part) -> Found:
 # --- cuDNN's fused graphs: normalisation rides in the prologue of a product, statistics in its epilogue ---------------
 
 
-def fused_forward(part: Part) -> Found:
-    """What is normalised inside a block is never written: only at its end, where the shortcut is added."""
+def fused_forward(part: Part) -> Counts:
+    """Normalised tensors inside a block are never written: only its end is, where the shortcut is added."""
     if part.kind == "head":
         yield from head_forward(part)
         return
@@ -146,7 +147,7 @@ def fused_forward(part: Part) -> Found:
         yield "normalise and add", (2 + BIT / last.width) * last.outputs + part.shortcut, 0
 
 
-def fused_backward(part: Part) -> Found:
+def fused_backward(part: Part) -> Counts:
     """The sums that a BatchNorm needs are taken where its result's gradient is made; applying them is a pass."""
     if part.kind == "head":
         yield from head_backward(part)
@@ -176,7 +177,7 @@ def fused_backward(part: Part) -> Found:
 # --- BatchNorm folded into the convolutions ---------------------------------------------------------------------------
 
 
-def folded_forward(part: Part) -> Found:
+def folded_forward(part: Part) -> Counts:
     """Each convolution adds its bias and the shortcut and applies the ReLU on its way out."""
     if part.kind == "head":
         yield from head_forward(part)
@@ -189,8 +190,8 @@ def folded_forward(part: Part) -> Found:
         yield "max-pooling", part.layers[-1].outputs + part.pooled, 0
 
 
-def products_forward(part: Part) -> Found:
-    """One product ends a block, the projected shortcut in it, and where it can be the next block's first is chained."""
+def products_forward(part: Part) -> Counts:
+    """One product ends a block, projected shortcut included; where it can, it computes the next block's first too."""
     if not part.ends_in_product:
         yield from folded_forward(part)
         return
@@ -210,13 +211,13 @@ def products_forward(part: Part) -> Found:
 # --- the same everywhere ----------------------------------------------------------------------------------------------
 
 
-def head_forward(part: Part) -> Found:
+def head_forward(part: Part) -> Counts:
     (linear,) = part.layers
     yield "average pooling", part.pooled + linear.inputs, 0
     yield convolution(linear)
 
 
-def head_backward(part: Part) -> Found:
+def head_backward(part: Part) -> Counts:
     (linear,) = part.layers
     yield from gradients(linear)
     yield "average pooling: gradient", linear.inputs + part.pooled, 0

@@ -28,13 +28,13 @@ WARMUP_STEPS = 3  # compilation, cuDNN's search, choices by measuring, and the a
 Make = Callable[[nn.Module, Request], nn.Module]
 
 
-def _of_path(name: str, plain: nn.Module, _: Request) -> nn.Module:
+def _path_network(name: str, plain: nn.Module, _: Request) -> nn.Module:
     return fused(plain, name)
 
 
-# How the network of a scheme is made of the plain one. cuDNN's fused graphs are missing: PyTorch does not call them.
-MADE: dict[str, Make] = {
-    **{path.name: partial(_of_path, path.name) for path in PATHS if runs_without_data(path)},
+# The network of a scheme, made of the plain one. cuDNN's fused graphs are missing: PyTorch does not call them.
+NETWORKS: dict[str, Make] = {
+    **{path.name: partial(_path_network, path.name) for path in PATHS if runs_without_data(path)},
     "inductor": lambda plain, _: torch.compile(plain, dynamic=False),  # type: ignore[dict-item,return-value]
     "folded": lambda plain, request: fold(plain, DTYPES[request.precision]),
     "folded-triton": lambda plain, request: fold_into_products(plain, DTYPES[request.precision]),
@@ -54,8 +54,8 @@ def prepare(request: Request, device: str) -> Callable[[], tuple[Tensor, ...]]:
     plain = as_counted(make_model(request.model, SEED).to(device), request)
     batch = images(request, device).normal_()
     gradient = torch.randn(request.batch_size, network_of(request.model).classes, dtype=batch.dtype, device=device)
-    network = MADE[scheme](plain, request)
-    parameters = [of for of in network.parameters() if of.requires_grad]
+    network = NETWORKS[scheme](plain, request)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def step() -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(train):
@@ -68,7 +68,7 @@ def prepare(request: Request, device: str) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def profile(request: Request) -> None:
-    """Run the step until it is what it will be, then once more under the eyes of the profiler."""
+    """Warm the step up, then run it once more under the profiler."""
     step = prepare(request, "cuda")
     for _ in range(WARMUP_STEPS):
         step()

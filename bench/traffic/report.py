@@ -1,4 +1,4 @@
-"""What `resbench traffic` tells: rows for scripts, tables for the terminal, and the page. Imports no torch."""
+"""The results of `resbench traffic`: rows for scripts, tables for the terminal, and the page. Imports no torch."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,43 +19,44 @@ ALL = ""  # the part of a row that is about the whole network
 
 
 def records(counted: Counted, *, operations: bool) -> list[Record]:
-    """A row for every scheme, for every part of the network, and where asked for every operation; raw values.
+    """A row for every scheme, for every part of the network, and, if asked for, for every operation; raw values.
 
-    `seen_bytes`, of the row of a whole scheme, are those of the GPU's counters; None where there are none.
+    `seen_bytes`, in the row of a whole scheme, are those of the GPU's counters; None where there are none.
     """
     return [
         {"scheme": traffic.scheme, **row}
         for traffic in counted.traffic
         for row in (
             _row(counted, traffic, part=ALL) | {"seen_bytes": _seen(counted).get(traffic.scheme)},
-            *(_row(counted, of, part=part) for part, of in traffic.parts().items()),
-            *(_operation(counted, of) for of in (traffic.operations if operations else ())),
+            *(_row(counted, part, part=name) for name, part in traffic.parts().items()),
+            *(_operation(counted, operation) for operation in (traffic.operations if operations else ())),
         )
     ]
 
 
-def _row(counted: Counted, of: Traffic | Operation, *, part: str) -> Record:
-    batch, floor_s = counted.request.batch_size, of.floor_s(counted.ceilings, counted.request.precision)
+def _row(counted: Counted, work: Traffic | Operation, *, part: str) -> Record:
+    batch, floor_s = counted.request.batch_size, work.floor_s(counted.ceilings, counted.request.precision)
     return {
         "part": part,
-        "bytes": of.bytes,
-        "bytes_per_image": of.bytes / batch,
-        "flops": of.flops,
-        "flops_per_image": of.flops / batch,
+        "bytes": work.bytes,
+        "bytes_per_image": work.bytes / batch,
+        "flops": work.flops,
+        "flops_per_image": work.flops / batch,
         "floor_s": floor_s,
     }
 
 
-def _operation(counted: Counted, of: Operation) -> Record:
-    return _row(counted, of, part=of.part) | {"direction": of.direction, "operation": of.name, "shape": list(of.shape)}
+def _operation(counted: Counted, operation: Operation) -> Record:
+    row = _row(counted, operation, part=operation.part)
+    return row | {"direction": operation.direction, "operation": operation.name, "shape": list(operation.shape)}
 
 
 def _seen(counted: Counted) -> dict[str, int]:
-    return {of.scheme: of.bytes for of in counted.seen}
+    return {seen.scheme: seen.bytes for seen in counted.seen}
 
 
 def totals(counted: Counted) -> list[Record]:
-    """A line for each scheme, the most bytes first; with what counters saw beside what is counted, if anything."""
+    """A line for each scheme, the most bytes first; with the counters' bytes beside the counted ones, if any."""
     least = counted.traffic[-1].bytes
     return [
         {
@@ -83,47 +84,47 @@ def _seen_columns(counted: Counted, row: Record) -> Record:
 
 def by_part(counted: Counted) -> list[Record]:
     """MB an image of each part of the network: a line for each, a column for each scheme."""
-    found = {traffic.scheme: traffic.parts() for traffic in counted.traffic}
-    names = dict.fromkeys(part for parts in found.values() for part in parts)
+    by_scheme = {traffic.scheme: traffic.parts() for traffic in counted.traffic}
+    names = dict.fromkeys(part for parts in by_scheme.values() for part in parts)
     batch = counted.request.batch_size
     return [
-        {"part": part} | {scheme: significant(parts[part].bytes / batch / MEGA) for scheme, parts in found.items()}
+        {"part": part} | {scheme: significant(parts[part].bytes / batch / MEGA) for scheme, parts in by_scheme.items()}
         for part in names
     ]
 
 
 def by_operation(counted: Counted) -> Iterator[tuple[str, list[Record]]]:
-    """For each scheme the lines of its operations, in the order in which they run."""
+    """Each scheme with the lines of its operations, in the order in which they run."""
     for traffic in counted.traffic:
-        yield traffic.scheme, [_operation_line(counted, of) for of in traffic.operations]
+        yield traffic.scheme, [_operation_line(counted, operation) for operation in traffic.operations]
 
 
-def _operation_line(counted: Counted, of: Operation) -> Record:
-    row, ceilings = _operation(counted, of), counted.ceilings
-    of_bytes = of.bytes / ceilings.copy_bytes_per_s >= row["floor_s"]
+def _operation_line(counted: Counted, operation: Operation) -> Record:
+    row, ceilings = _operation(counted, operation), counted.ceilings
+    bound_by_bytes = operation.bytes / ceilings.copy_bytes_per_s >= row["floor_s"]
     return {
-        "part": of.part,
-        "direction": of.direction,
-        "operation": of.name,
-        "tensor": "x".join(map(str, of.shape)),
+        "part": operation.part,
+        "direction": operation.direction,
+        "operation": operation.name,
+        "tensor": "x".join(map(str, operation.shape)),
         "MB/image": significant(row["bytes_per_image"] / MEGA),
-        "GFLOP/image": significant(row["flops_per_image"] / GIGA) if of.flops else "",
+        "GFLOP/image": significant(row["flops_per_image"] / GIGA) if operation.flops else "",
         "floor us/step": significant(row["floor_s"] * 1e6),
-        "bound by": "bytes" if of_bytes else "FLOPs",
+        "bound by": "bytes" if bound_by_bytes else "FLOPs",
     }
 
 
 def rates(counted: Counted) -> str:
-    """What floors are made of, in words."""
+    """The rates that floors are computed from, in words."""
     ceilings, precision = counted.ceilings, counted.request.precision
-    found = (
+    peaks = (
         f"{rate(ceilings.copy_bytes_per_s, 'B/s')} and "
         f"{rate(ceilings.matmul_flops_per_s[precision], 'FLOP/s')} in {precision}"
     )
     machine = MACHINES.get(counted.device)
     if machine is None:
-        return f"{counted.device}, measured here: {found}"
-    return f"{counted.device}, {found} ({machine.source}: peaks, which nothing reaches)"
+        return f"{counted.device}, measured here: {peaks}"
+    return f"{counted.device}, {peaks} ({machine.source}: peaks, which nothing reaches)"
 
 
 def write_page(counted: Counted, file: Path, command: str) -> Path:
@@ -139,7 +140,7 @@ def write_page(counted: Counted, file: Path, command: str) -> Path:
         mode=MODE_WORDS[request.mode],
         rates=rates(counted),
         counted=counted,
-        schemes=table([_described(of, counted) for of in counted.traffic], tuple(map(_left, _DESCRIBED))),
+        schemes=table([_described(traffic, counted) for traffic in counted.traffic], tuple(map(_left, _DESCRIBED))),
         totals=table(totals(counted), _columns(totals(counted))),
         parts=table(by_part(counted), _columns(by_part(counted))),
         machines=table([_machine(name) for name in MACHINES], _columns([_machine(next(iter(MACHINES)))])),

@@ -75,15 +75,15 @@ DECLARED: dict[str, Declared] = {
 
 
 def operations(scheme: Declared, parts: Sequence[Part], mode: Mode) -> tuple[Operation, ...]:
-    """One step of a declared scheme."""
+    """The operations of one step of a declared scheme."""
     if mode == "infer":
         assert scheme.inference is not None  # noqa: S101 - see `scheme_of`
-        return tuple(_found(parts, scheme.inference, "forward"))
+        return tuple(_by_formula(parts, scheme.inference, "forward"))
     assert scheme.forward is not None and scheme.backward is not None  # noqa: S101, PT018
-    return (*_found(parts, scheme.forward, "forward"), *_found(parts[::-1], scheme.backward, "backward"))
+    return (*_by_formula(parts, scheme.forward, "forward"), *_by_formula(parts[::-1], scheme.backward, "backward"))
 
 
-def _found(parts: Iterable[Part], formula: Formula, direction: Direction) -> Iterator[Operation]:
+def _by_formula(parts: Iterable[Part], formula: Formula, direction: Direction) -> Iterator[Operation]:
     for part in parts:
         for name, moved, flops in formula(part):
             yield Operation(part=part.name, direction=direction, name=name, bytes=round(moved), flops=flops)
@@ -95,7 +95,7 @@ def runs_without_data(path: Path) -> bool:
 
 
 def scheme_of(name: str, mode: Mode) -> str:
-    """What a path, or a declared scheme by its own name, moves in a mode: a declared scheme, or the first path like it.
+    """The scheme that a name stands for in a mode: a declared scheme, or the first path that moves the same data.
 
     Raises:
         ValueError: an unknown name, or one without this mode.
@@ -114,12 +114,12 @@ def scheme_of(name: str, mode: Mode) -> str:
 
 
 def _modules(path: Path) -> tuple[bool, ...]:
-    """What decides which operations run: not graphs, compilation or memory formats."""
+    """The fields that decide which operations run: not graphs, compilation or memory formats."""
     return path.fold, path.fuse, path.gram, path.rebuild
 
 
 def all_schemes(mode: Mode) -> tuple[str, ...]:
-    """Every scheme once."""
+    """Every scheme of a mode, once."""
     names = [
         *(path.name for path in PATHS if mode in path.modes),
         *(scheme.name for scheme in DECLARED.values() if mode in scheme.modes()),

@@ -1,8 +1,8 @@
-"""A step without data, operation by operation: what runs on the device "meta", seen while it runs. Worker side.
+"""A step without data, operation by operation: the calls of one that runs on the device "meta". Worker side.
 
-Kernels of the project are recorded and say themselves what they move (`kernels.launch.runtime.Budget`). Calls of a
-library are seen by a dispatch mode, also inside the project's ops: the bytes of their tensors, each once but for
-_TOUCHES, and FLOPs by torch.utils.flop_counter. Views cost nothing.
+The project's kernels are recorded and declare what they move (`kernels.launch.runtime.Budget`). Calls of a library are
+seen by a dispatch mode, inside the project's ops as well: the bytes of their tensors, each once but for _TOUCHES, and
+FLOPs by torch.utils.flop_counter. Views cost nothing.
 """
 
 import math
@@ -39,9 +39,9 @@ _FREE = ("empty", "new_empty")  # beginnings of the names of ops that make a ten
 
 def step(network: nn.Module, images: Tensor, *, train: bool) -> tuple[Operation, ...]:
     """The operations of a forward and, in training, a backward pass of a residual network, plain or fused."""
-    with recorded(ARCHITECTURE) as calls, _Seen(calls) as seen:
-        _Step(network, seen, train=train).run(images)
-    return tuple(seen.operations)
+    with recorded(ARCHITECTURE) as calls, _Meter(calls) as meter:
+        _Step(network, meter, train=train).run(images)
+    return tuple(meter.operations)
 
 
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
@@ -54,7 +54,7 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what every op and every launch moves."""
 
     def __init__(self, calls: list[Call]) -> None:
@@ -65,12 +65,12 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls, self._noted = calls, 0
 
     def enter(self, part: str, direction: Direction) -> None:
-        """What comes now belongs to another part of the network, or direction."""
+        """Count what comes now to another part of the network, or direction."""
         self.note_launches()
         self._part, self._direction = part, direction
 
     def note_launches(self) -> None:
-        """Those that have been recorded since the last time."""
+        """Note the launches that have been recorded since the last time."""
         fresh, self._noted = self._calls[self._noted :], len(self._calls)
         for call in fresh:
             flops = call.budget.flops if call.budget else 0
@@ -94,15 +94,15 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self:  # an op of ours, and one that is made of others, is what it calls
             if op.name() in FUNCTIONS:
                 return FUNCTIONS[op.name()](*args, **kwargs)
-            made = op.decompose(*args, **kwargs)
-        if made is not NotImplemented:
-            return made
+            result = op.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         out = op(*args, **kwargs)
         if op.overloadpacket in _LAID_OUT:
             out = tree_map_only(Tensor, _channels_last, out)
         for name, moved, flops in _calls(op, args, kwargs, out):
             if moved:
-                self._note(name, [of for of in tree_leaves((args, out)) if isinstance(of, Tensor)], moved, flops)
+                self._note(name, [leaf for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor)], moved, flops)
         return out
 
 
@@ -111,8 +111,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _calls(op: OpOverload, args: Any, kwargs: Any, out: Any) -> Iterator[tuple[str, int, int]]:  # noqa: ANN401
-    """What an op of torch calls of a library: name, bytes and FLOPs."""
-    name, returns = op._schema.name.removeprefix("aten::"), [of.alias_info for of in op._schema.returns]
+    """The library calls of an op of torch: name, bytes and FLOPs."""
+    name, returns = op._schema.name.removeprefix("aten::"), [result.alias_info for result in op._schema.returns]
     if op.overloadpacket is _ATEN.convolution_backward:
         yield from _convolution_backward(args, out)
         return
@@ -127,8 +127,8 @@ def _calls(op: OpOverload, args: Any, kwargs: Any, out: Any) -> Iterator[tuple[s
         value = args[place] if place < len(args) else kwargs.get(argument.name)
         written = argument.alias_info is not None and argument.alias_info.is_write
         moved += (touches.get(argument.name, 1) + written) * _bytes(value)
-    made = out if isinstance(out, tuple | list) else (out,)
-    moved += sum(_bytes(of) for of, alias in zip(made, returns, strict=True) if alias is None)
+    results = out if isinstance(out, tuple | list) else (out,)
+    moved += sum(_bytes(result) for result, alias in zip(results, returns, strict=True) if alias is None)
     if op.overloadpacket is _ATEN.convolution:
         x, filters, _, stride, *_ = args
         moved += covered(x, filters, stride) - _bytes(x)
@@ -137,25 +137,25 @@ def _calls(op: OpOverload, args: Any, kwargs: Any, out: Any) -> Iterator[tuple[s
 
 
 def _convolution_backward(args: Any, out: Any) -> Iterator[tuple[str, int, int]]:  # noqa: ANN401
-    """Two products, of those that are asked for: each reads the gradient of the result."""
-    gradient, x, filters, *rest, wanted = args
+    """Up to two products, as asked for: each reads the gradient of the result."""
+    gradient, x, filters, *rest, output_mask = args
     others = (("input gradient", _bytes(filters)), ("filter gradient", covered(x, filters, rest[1])))
     for place, (name, other) in enumerate(others):
-        if wanted[place]:
-            alone = [of == place for of in range(len(wanted))]
+        if output_mask[place]:
+            alone = [index == place for index in range(len(output_mask))]
             flops = flop_registry[_ATEN.convolution_backward](gradient, x, filters, *rest, alone, out_val=out)
             yield f"convolution, {name}", _bytes(gradient) + other + _bytes(out[place]), flops
 
 
 def covered(x: Tensor, filters: Tensor, stride: Sequence[int]) -> int:
-    """Bytes of the pixels of x [N, C, H, W] that windows of filters cover: at a larger stride not all."""
+    """Bytes of the pixels of x [N, C, H, W] that windows of filters cover: not all where the stride is larger."""
     share = math.prod(min(1.0, size / step) for size, step in zip(filters.shape[2:], stride, strict=True))
     return round(x.nbytes * share)
 
 
 def _bytes(value: Any) -> int:  # noqa: ANN401 - an argument or a result of an op
-    """Of the tensors in it, in memory: what is expanded is there once."""
-    return sum(_stored(of) for of in tree_leaves(value) if isinstance(of, Tensor))
+    """Bytes in memory of the tensors in a value: an expanded dimension is there once."""
+    return sum(_stored(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _stored(x: Tensor) -> int:
@@ -165,8 +165,8 @@ def _stored(x: Tensor) -> int:
 class _Step:
     """A step cut into the parts of the network, so that each operation is known to belong to one."""
 
-    def __init__(self, network: nn.Module, seen: _Seen, *, train: bool) -> None:
-        self.network, self.seen, self.train = network, seen, train
+    def __init__(self, network: nn.Module, meter: _Meter, *, train: bool) -> None:
+        self.network, self.meter, self.train = network, meter, train
         self.part = "stem"
         self.pieces: list[tuple[str, Tensor, Tensor]] = []  # of each part its name, input and result
         self.input: Tensor
@@ -189,7 +189,7 @@ class _Step:
         self.pieces.append((self.part, self.input, logits))
         if self.train:
             self._backward()
-        self.seen.note_launches()
+        self.meter.note_launches()
 
     def _enter_block(self, name: str, _module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         return self._cut(name, inputs[0])
@@ -198,16 +198,16 @@ class _Step:
         return self._cut("head", out)
 
     def _cut(self, part: str, x: Tensor) -> Tensor:
-        """What has been computed so far ends with x; `part` begins with what is returned."""
+        """End the part before with x, and begin `part` with the tensor that is returned."""
         self.pieces.append((self.part, self.input, x))
-        self.seen.enter(part, "forward")
+        self.meter.enter(part, "forward")
         self.part, self.input = part, x.detach().requires_grad_(self.train)
         return self.input
 
     def _backward(self) -> None:
-        parameters = [of for of in self.network.parameters() if of.requires_grad]
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         gradient = torch.empty_like(self.pieces[-1][2])
         for part, start, end in reversed(self.pieces):
-            self.seen.enter(part, "backward")
-            wanted = [*parameters, *([start] if start.requires_grad else [])]
-            *_, gradient = torch.autograd.grad(end, wanted, gradient, allow_unused=True)
+            self.meter.enter(part, "backward")
+            inputs = [*parameters, *([start] if start.requires_grad else [])]
+            *_, gradient = torch.autograd.grad(end, inputs, gradient, allow_unused=True)

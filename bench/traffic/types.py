@@ -1,7 +1,7 @@
-"""The nouns of `resbench traffic`, as frozen data, and a table of GPUs: standard library only.
+"""The nouns of `resbench traffic`, as frozen data: standard library only.
 
 An **operation** is one launch or one call of a library in a step. A **scheme** is a way to move the data of a step:
-that of a path that is run without data, or one that is declared (`bench.traffic.schemes`). What is **seen** comes from
+that of a path that is run without data, or one that is declared (`bench.traffic.schemes`). **Seen** bytes come from
 the counters of a GPU that runs the step with data.
 """
 
@@ -15,7 +15,7 @@ Direction = Literal["forward", "backward"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be counted."""
+    """The step to count, and the schemes to count it of."""
 
     model: str
     mode: Mode = "train"
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What one launch or call of a step moves between memory and the processors, and computes."""
+    """One launch or call of a step: the bytes it moves between memory and the processors, and its FLOPs."""
 
     part: str  # of the network: the stem, a block, the head
     direction: Direction
@@ -37,7 +37,7 @@ class Operation:
     flops: int = 0  # of convolutions and products of matrices; a multiplication and an addition are two
 
     def floor_s(self, ceilings: Ceilings, precision: Precision) -> float:
-        """The least time: that of its bytes, or if longer that of its products."""
+        """The least time in seconds: that of its bytes or of its products, whichever is longer."""
         return max(self.bytes / ceilings.copy_bytes_per_s, self.flops / ceilings.matmul_flops_per_s[precision])
 
 
@@ -61,16 +61,16 @@ class Traffic:
         return sum(operation.floor_s(ceilings, precision) for operation in self.operations)
 
     def parts(self) -> dict[str, "Traffic"]:
-        """The same by part of the network, in the order of the forward pass."""
+        """The traffic of each part of the network, in the order of the forward pass."""
         return {
-            part: Traffic(scheme=self.scheme, operations=tuple(of for of in self.operations if of.part == part))
+            part: Traffic(scheme=self.scheme, operations=tuple(row for row in self.operations if row.part == part))
             for part in dict.fromkeys(operation.part for operation in self.operations)
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What passed between a GPU's memory and its caches in one step of a scheme."""
+    """The bytes that passed between a GPU's memory and its caches in one step of a scheme."""
 
     scheme: str
     read_bytes: int
@@ -89,5 +89,5 @@ class Counted:
     traffic: tuple[Traffic, ...]  # the most bytes first
     device: str  # a row of MACHINES, or this machine's cpu or cuda
     ceilings: Ceilings  # of the device: its data sheet's or measured
-    seen: tuple[Seen, ...] = ()  # of the schemes whose counters could be read; only where the device is a GPU here
-    unseen: tuple[str, ...] = ()  # why others could not, a sentence a reason
+    seen: tuple[Seen, ...] = ()  # of the schemes whose counters could be read, on this machine's GPU alone
+    unseen: tuple[str, ...] = ()  # why others could not be read, a sentence for each reason

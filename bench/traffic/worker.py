@@ -1,4 +1,4 @@
-"""What each way of running a network moves between memory and the processors in one step. Worker side.
+"""The bytes and FLOPs of one step of a network, for each way of running it. Worker side.
 
 A path's own network runs on the device "meta", where tensors have shapes and no data (`bench.traffic.steps`), so that
 what is counted is what would be launched. Schemes that cannot run like this are counted by formula
@@ -43,13 +43,13 @@ def count(request: Request) -> list[Traffic]:
 
 
 def plain_network(request: Request) -> nn.Module:
-    """Without data, as it is counted."""
+    """The network without data, as it is counted."""
     with torch.device("meta"):
         return as_counted(build_network(request.model), request)
 
 
 def as_counted(network: nn.Module, request: Request) -> nn.Module:
-    """Changed in place: filters in the precision that autocast would multiply in, BatchNorms in fp32."""
+    """The network, changed in place: filters in the precision that autocast would multiply in, BatchNorms in fp32."""
     network = network.to(memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -58,7 +58,7 @@ def as_counted(network: nn.Module, request: Request) -> nn.Module:
 
 
 def images(request: Request, device: str = "meta") -> Tensor:
-    """[N, C, H, W], uninitialised."""
+    """The images of a step [N, C, H, W], uninitialised."""
     size = network_of(request.model).images(request.batch_size, request.image_size)
     return torch.empty(size, dtype=DTYPES[request.precision], device=device, memory_format=torch.channels_last)
 
@@ -76,19 +76,19 @@ def parts(network: nn.Module, request: Request) -> tuple[Part, ...]:
         seen[module] = (inputs[0], out)
 
     def layer(name: str, module: nn.Module) -> Layer:
-        (taken, made), weight = seen[module], cast("Tensor", module.weight)
+        (inputs, outputs), weight = seen[module], cast("Tensor", module.weight)
         return Layer(
             name=name,
-            inputs=taken.nbytes,
-            read=covered(taken, weight, module.stride) if isinstance(module, nn.Conv2d) else taken.nbytes,
-            outputs=made.nbytes,
+            inputs=inputs.nbytes,
+            read=covered(inputs, weight, module.stride) if isinstance(module, nn.Conv2d) else inputs.nbytes,
+            outputs=outputs.nbytes,
             weights=weight.nbytes,
-            flops=2 * made.numel() * math.prod(weight.shape[1:]),
-            width=made.itemsize,
+            flops=2 * outputs.numel() * math.prod(weight.shape[1:]),
+            width=outputs.itemsize,
             differentiates_inputs=module is not network.get_submodule("conv1"),
         )
 
-    handles = [of.register_forward_hook(remember) for of in network.modules() if not list(of.children())]
+    handles = [module.register_forward_hook(remember) for module in network.modules() if not list(module.children())]
     with torch.no_grad():
         network(images(request))
     for handle in handles:
@@ -96,15 +96,17 @@ def parts(network: nn.Module, request: Request) -> tuple[Part, ...]:
     stem = layer("conv1", network.get_submodule("conv1"))
     pooling = next((module for name, module in network.named_children() if name == "maxpool"), None)
     pooled = 0 if pooling is None else seen[pooling][1].nbytes
-    found = [Part(name="stem", kind="stem", layers=(stem,), pooled=pooled, consumers=2)]
+    listed = [Part(name="stem", kind="stem", layers=(stem,), pooled=pooled, consumers=2)]
     before: nn.Module | None = None
     for name, block in blocks(network).items():
         shortcut = cast("nn.Sequential | None", block.downsample)
-        found.append(
+        listed.append(
             Part(
                 name=name,
                 kind="block",
-                layers=tuple(layer(of, conv) for of, conv in block.named_children() if isinstance(conv, nn.Conv2d)),
+                layers=tuple(
+                    layer(label, conv) for label, conv in block.named_children() if isinstance(conv, nn.Conv2d)
+                ),
                 projection=None if shortcut is None else layer("projection", shortcut[0]),
                 consumers=2,  # the next block's first convolution and its shortcut
                 ends_in_product=isinstance(block, Bottleneck),
@@ -112,10 +114,10 @@ def parts(network: nn.Module, request: Request) -> tuple[Part, ...]:
             )
         )
         before = block
-    found[-1] = replace(found[-1], consumers=1)
+    listed[-1] = replace(listed[-1], consumers=1)
     linear = layer("fc", network.get_submodule("fc"))
     pooled = seen[network.get_submodule("avgpool")][0].nbytes
-    return (*found, Part(name="head", kind="head", layers=(linear,), pooled=pooled))
+    return (*listed, Part(name="head", kind="head", layers=(linear,), pooled=pooled))
 
 
 def _chains(before: nn.Module | None, block: nn.Module, dtype: torch.dtype) -> bool:

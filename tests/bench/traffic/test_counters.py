@@ -47,8 +47,8 @@ def test_bytes_are_summed_over_kernels() -> None:
 
 
 @pytest.mark.parametrize(("printed", "reason"), [
-    (PRINTED.replace(UNITS, '"","","","Kbyte","byte"'), "dram__bytes_read.sum in 'Kbyte', not in 'byte'"),
-    (PRINTED.replace("dram__bytes_write.sum", "dram__sectors.sum"), "dram__bytes_write.sum in ''"),
+    (PRINTED.replace(UNITS, '"","","","Kbyte","byte"'), "dram__bytes_read.sum is in 'Kbyte', not in 'byte'"),
+    (PRINTED.replace("dram__bytes_write.sum", "dram__sectors.sum"), "dram__bytes_write.sum is in ''"),
     (PRINTED.replace('"4096"', '"n/a"'), "cannot understand what ncu printed: could not convert"),
     (f"{HEADER}\n{UNITS}", "ncu saw no kernel"),
     ("", "cannot understand what ncu printed"),
@@ -130,11 +130,11 @@ def test_the_command_shows_what_was_seen_beside_what_is_counted(ncu: Ncu) -> Non
 def test_a_page_says_where_the_counters_are_from(ncu: Ncu, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     told("--paths", "gram", "--markdown", str(page))
-    assert "*counters*: what passed between this GPU's memory and its caches" in page.read_text()
+    assert "*counters*: the bytes that passed between this GPU's memory and its caches" in page.read_text()
     assert "nothing is measured" not in page.read_text()
     assert ncu.calls
     told("--paths", "gram", "--markdown", str(page), "--no-counters")
-    assert "this page was counted without" in page.read_text()
+    assert "this page was written without them" in page.read_text()
 
 
 @pytest.mark.parametrize("arguments", [("--no-counters",), ("--device", "h200"), ("--device", "cpu")])
@@ -196,8 +196,8 @@ DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_every_scheme_has_a_network_but_those_that_pytorch_cannot_call(mode: Mode) -> None:
-    assert set(all_schemes(mode)) - set(profiled.MADE) <= {"cudnn-fused"}
-    assert set(profiled.MADE) - set(DECLARED) <= {*all_schemes("train"), *all_schemes("infer"), *_PATHS}
+    assert set(all_schemes(mode)) - set(profiled.NETWORKS) <= {"cudnn-fused"}
+    assert set(profiled.NETWORKS) - set(DECLARED) <= {*all_schemes("train"), *all_schemes("infer"), *_PATHS}
 
 
 _PATHS = {"channels_last", "cuda-graph", "triton-cuda-graph", "gram-cuda-graph"}  # like others, and counted with them
