@@ -29,8 +29,8 @@ class Adversary:
     limit: str = ""  # what the scheme does worse than eager, and why; the block's result is right all the same
 
     def operands(self, dtype: torch.dtype, device: str = "cpu") -> BlockOperands:
-        """Filters are rounded to dtype again, as those of `BlockForm.make` are."""
-        made = BLOCKS_BY_NAME[self.form].make(self.shape, dtype, device)
+        """The operands after their changes; filters are rounded to dtype again, as those of `BlockForm.make` are."""
+        plain = BLOCKS_BY_NAME[self.form].make(self.shape, dtype, device)
 
         def changed(name: str, old: Tensor) -> Tensor:
             if name not in self.changes:
@@ -38,17 +38,17 @@ class Adversary:
             new = self.changes[name](old.detach().clone())
             return (new.to(dtype).to(old.dtype) if new.dim() > 1 else new).requires_grad_()
 
-        filters = tuple(changed(f"filters{name}", of) for name, of in zip(NAMES, made.filters, strict=False))
+        filters = tuple(changed(f"filters{name}", tensor) for name, tensor in zip(NAMES, plain.filters, strict=False))
         norms = []
-        for name, norm in zip(NAMES, made.norms, strict=False):
+        for name, norm in zip(NAMES, plain.norms, strict=False):
             assert norm.weight is not None and norm.bias is not None  # noqa: S101, PT018 - forms make both
             weight, bias = changed(f"weight{name}", norm.weight), changed(f"bias{name}", norm.bias)
             norms.append(norm._replace(weight=weight, bias=bias))
-        return made._replace(x=changed("x", made.x), filters=filters, norms=tuple(norms))
+        return plain._replace(x=changed("x", plain.x), filters=filters, norms=tuple(norms))
 
 
 def _assigned(part: slice, value: float) -> Change:
-    """The same with one value in a part of it."""
+    """A change that puts one value into a part of a tensor."""
 
     def change(tensor: Tensor) -> Tensor:
         tensor[part] = value
@@ -71,7 +71,7 @@ def _collinear(filters: Tensor) -> Tensor:
 
 
 def _in_pairs(tensor: Tensor) -> Tensor:
-    """Every second row like the one before."""
+    """Every second row is a copy of the one before."""
     tensor[1::2] = tensor[::2]
     return tensor
 

@@ -1,4 +1,4 @@
-"""How far a bottleneck block is from fp64, beside eager at the same precision: every tensor of a training step.
+"""Errors of a bottleneck block against fp64, beside eager's at the same precision: every tensor of a training step.
 
 A value within rounding of zero may land on either side of a ReLU. Where two runs differ in that, their gradients differ
 by whole values, and at 16 bits that is most of any distance: about the root of the share of the values that change
@@ -27,15 +27,15 @@ GRADIENT_SEED = 2  # not that of the operands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a training step of a block gave: tensors by name, and what each of its three ReLUs let pass."""
+class BlockStep:
+    """The result of a training step of a block: tensors by name, and what each of its three ReLUs let pass."""
 
     tensors: dict[str, Tensor]
     passed: tuple[Tensor, ...]
 
 
 class Watched(TorchFunctionMode):
-    """Sees the statistics of every BatchNorm and what every ReLU lets pass, or says what ReLUs have to let pass."""
+    """Records every BatchNorm's statistics and what every ReLU lets pass, or sets what ReLUs let pass."""
 
     def __init__(self, passing: tuple[Tensor, ...] = ()) -> None:
         super().__init__()
@@ -71,21 +71,21 @@ def _batch_norms_own(x: Tensor) -> Tensor:
     return torch.stack([mean, var * ((count - 1) / count)])
 
 
-def plain(form: BlockForm, operands: BlockOperands, dout: Tensor, passing: tuple[Tensor, ...] = ()) -> Run:
+def plain(form: BlockForm, operands: BlockOperands, dout: Tensor, passing: tuple[Tensor, ...] = ()) -> BlockStep:
     """A step in plain PyTorch, in the precision of the operands."""
-    with Watched(passing) as seen:
+    with Watched(passing) as watched:
         out = form.oracle(operands, True)
-    return Run(tensors=_tensors(operands, out, dout, seen.statistics[CONV3]), passed=tuple(seen.passed))
+    return BlockStep(tensors=_tensors(operands, out, dout, watched.statistics[CONV3]), passed=tuple(watched.passed))
 
 
-def scheme(operands: BlockOperands, dout: Tensor) -> Run:
+def scheme(operands: BlockOperands, dout: Tensor) -> BlockStep:
     """A step of the block that never writes its widest tensors."""
     out, statistics = bottleneck(operands.x, operands.filters, operands.norms, operands.geometry)
     kept = Kept(*out.grad_fn.saved_tensors[-len(Kept._fields) :])  # type: ignore[union-attr]
     y1 = _normalised(kept.x1, operands.norms[CONV1], kept.statistics1)
     y2 = _normalised(kept.x2, operands.norms[CONV2], kept.statistics2)
     passed = tuple(y.detach() > 0 for y in (y1, y2, out))
-    return Run(tensors=_tensors(operands, out, dout, statistics[CONV3]), passed=passed)
+    return BlockStep(tensors=_tensors(operands, out, dout, statistics[CONV3]), passed=passed)
 
 
 def _normalised(x: Tensor, norm: Norm, statistics: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def _normalised(x: Tensor, norm: Norm, statistics: Tensor) -> Tensor:
 def _tensors(operands: BlockOperands, out: Tensor, dout: Tensor, statistics: Tensor) -> dict[str, Tensor]:
     inputs = operands.named()
     gradients = torch.autograd.grad(out, list(inputs.values()), dout.to(out.dtype))
-    found = {"out": out.detach(), "mean of bn3": statistics[0], "var of bn3": statistics[1]}
-    return found | {f"d {name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
+    results = {"out": out.detach(), "mean of bn3": statistics[0], "var of bn3": statistics[1]}
+    return results | {f"d {name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
 
 
 def gradient_like(out: Tensor, *, mean: float = 1.0, size: float = 1.0) -> Tensor:
@@ -111,9 +111,9 @@ def gradient_like(out: Tensor, *, mean: float = 1.0, size: float = 1.0) -> Tenso
 
 def error(out: Tensor, ref: Tensor) -> float:
     """||out - ref|| / ||ref||, or where ref is zero ||out||; infinity where not all of out is finite."""
-    wanted = ref.double()
-    distance = float((out.double() - wanted).norm())
-    return distance / (float(wanted.norm()) or 1.0) if isfinite(distance) else inf
+    exact = ref.double()
+    distance = float((out.double() - exact).norm())
+    return distance / (float(exact.norm()) or 1.0) if isfinite(distance) else inf
 
 
 def compare(form: BlockForm, operands: BlockOperands, *, mean: float = 1.0, size: float = 1.0) -> Comparison:
@@ -121,17 +121,18 @@ def compare(form: BlockForm, operands: BlockOperands, *, mean: float = 1.0, size
     exact = mapped(operands, Tensor.double)
     with torch.no_grad():
         dout = gradient_like(form.oracle(operands, True), mean=mean, size=size)
-    runs = {"scheme": scheme(operands, dout), "eager": plain(form, operands, dout)}
+    steps = {"scheme": scheme(operands, dout), "eager": plain(form, operands, dout)}
     fp64 = plain(form, exact, dout.double())
     errors, sides = {}, {}
-    for name, run in runs.items():
-        reference = plain(form, exact, dout.double(), run.passed)
-        errors[name] = {of: error(run.tensors[of], tensor) for of, tensor in reference.tensors.items()}
-        changed = [(a != b).sum().item() for a, b in zip(run.passed, fp64.passed, strict=True)]
+    for name, step in steps.items():
+        reference = plain(form, exact, dout.double(), step.passed)
+        errors[name] = {label: error(step.tensors[label], tensor) for label, tensor in reference.tensors.items()}
+        changed = [(a != b).sum().item() for a, b in zip(step.passed, fp64.passed, strict=True)]
         sides[name] = sum(changed) / sum(passed.numel() for passed in fp64.passed)
     return Comparison(
         tensors=tuple(
-            Compared(tensor=of, error=found, eager_error=errors["eager"][of]) for of, found in errors["scheme"].items()
+            Compared(tensor=label, error=value, eager_error=errors["eager"][label])
+            for label, value in errors["scheme"].items()
         ),
         sides=sides["scheme"],
         eager_sides=sides["eager"],

@@ -34,14 +34,16 @@ _TIMEOUT_S = 4 * 3600.0
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The page; every number is in a CSV of the same name beside it.",
+    help="The page to write; a CSV file of the same name beside it has every number.",
 )
-@click.option("--device", type=click.Choice(get_args(Device)), help="[default: cuda where there is a GPU]")
+@click.option(
+    "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: cuda where there is a GPU]"
+)
 @grouped(OUTPUT_OPTIONS)
 def numerics(*, out: Path, device: str | None, quiet: bool, as_json: bool) -> None:
-    """Measure how far a bottleneck block is from fp64, beside eager, and write the page of numerics.
+    """Measure the errors of bottleneck blocks against fp64, beside eager's, and write a page of them.
 
-    Without a GPU in Triton's interpreter, which takes some minutes.
+    Without a GPU the kernels run in Triton's interpreter, which takes some minutes.
     """
     output = Output(quiet=quiet, as_json=as_json)
     require_writable(out)

@@ -5,7 +5,7 @@ from math import exp, fsum, log
 from typing import Any
 
 from bench.kernels.types import Dtype
-from bench.numerics.types import TOLERANCES, Case, Compared, Measured
+from bench.numerics.types import TOLERANCES, Compared, HardOperands, Measured
 from bench.render.records import Record, grouped
 from bench.render.tables import Column, table
 from bench.render.templates import templates
@@ -14,20 +14,20 @@ from bench.render.text import MISSING, prose, ratio, scientific
 PRECISIONS = tuple(TOLERANCES)
 
 
-def page(measured: Sequence[Measured], cases: Sequence[Case], device: str, *, rows: int) -> str:
-    """docs/numerics.md of what was measured: of blocks of `rows` rows, and of cases."""
-    blocks = [one for one in measured if one.gradient]
-    hard = [one for one in measured if not one.gradient]
+def page(measured: Sequence[Measured], cases: Sequence[HardOperands], device: str, *, rows: int) -> str:
+    """The text of docs/numerics.md: results of blocks of `rows` rows and of hard operands, and these in words."""
+    blocks = [result for result in measured if result.gradient]
+    hard = [result for result in measured if not result.gradient]
     text: str = templates.get_template("numerics/numerics.md.j2").render(
         device=device,
         rows=rows,
         tolerances=TOLERANCES.items(),
         summary=[_summary(blocks, precision) for precision in PRECISIONS],
-        blocks=_pivoted(blocks, {"block": _name, "gradient": lambda one: one.gradient}, _of_block),
+        blocks=_pivoted(blocks, {"block": _name, "gradient": lambda result: result.gradient}, _block_ratios),
         sides=_pivoted(blocks, {"block": _name}, _sides),
-        tensors=table(_of_tensors(blocks), _columns("tensor")),
+        tensors=table(_tensor_rows(blocks), _columns("tensor")),
         cases=table([_described(case) for case in cases], tuple(_left(name) for name in _DESCRIBED)),
-        measured=_pivoted(hard, {"case": _name}, _of_case),
+        measured=_pivoted(hard, {"case": _name}, _worst_errors),
         limits=[case for case in cases if case.limit],
     )
     return text
@@ -36,13 +36,13 @@ def page(measured: Sequence[Measured], cases: Sequence[Case], device: str, *, ro
 _DESCRIBED = ("case", "what is hard", "what handles it")
 
 
-def _described(case: Case) -> Record:
+def _described(case: HardOperands) -> Record:
     guards = "; ".join(f"**{name}**: {does}" for name, does in case.guards.items())
     return dict(zip(_DESCRIBED, (case.name, case.why, guards or MISSING), strict=True))
 
 
-def _name(one: Measured) -> str:
-    return one.name
+def _name(result: Measured) -> str:
+    return result.name
 
 
 def _left(name: str) -> Column:
@@ -57,28 +57,31 @@ def _columns(*names: str) -> tuple[Column, ...]:
 def _pivoted(
     measured: Sequence[Measured], names: dict[str, Callable[[Measured], str]], show: Callable[[list[Measured]], str]
 ) -> str:
-    """A table with a row for each of what is named, and in it what is shown of each precision."""
-    values: list[Record] = [{"of": one, "key": tuple(name(one) for name in names.values())} for one in measured]
+    """A table with a row for each combination of names, and in it a text for the results of each precision."""
+    values: list[Record] = [
+        {"result": result, "key": tuple(name(result) for name in names.values())} for result in measured
+    ]
     rows: list[Record] = []
     for key, group in grouped(values, lambda row: row["key"]):
-        found = {name: [row["of"] for row in group if row["of"].precision == name] for name in PRECISIONS}
-        rows.append(dict(zip(names, key, strict=True)) | {name: show(ones) for name, ones in found.items()})
+        results = {name: [row["result"] for row in group if row["result"].precision == name] for name in PRECISIONS}
+        rows.append(dict(zip(names, key, strict=True)) | {name: show(some) for name, some in results.items()})
     return table(rows, _columns(*names))
 
 
-def _of_block(ones: list[Measured]) -> str:
+def _block_ratios(results: list[Measured]) -> str:
     """E.g. 0.93x, at most 1.06x (d bias2)."""
-    tensors = [of for one in ones for of in one.comparison.tensors]
-    most = max(tensors, key=lambda of: of.ratio)
-    return f"{ratio(_mean(of.ratio for of in tensors))}, at most {ratio(most.ratio)} ({most.tensor})"
+    tensors = [tensor for result in results for tensor in result.comparison.tensors]
+    most = max(tensors, key=lambda tensor: tensor.ratio)
+    return f"{ratio(_mean_ratio(tensors))}, at most {ratio(most.ratio)} ({most.tensor})"
 
 
-def _sides(ones: list[Measured]) -> str:
-    return _beside(max(one.comparison.sides for one in ones), max(one.comparison.eager_sides for one in ones))
+def _sides(results: list[Measured]) -> str:
+    comparisons = [result.comparison for result in results]
+    return _beside(max(row.sides for row in comparisons), max(row.eager_sides for row in comparisons))
 
 
-def _of_case(ones: list[Measured]) -> str:
-    worst = ones[0].comparison.worst(ones[0].precision)
+def _worst_errors(results: list[Measured]) -> str:
+    worst = results[0].comparison.worst(results[0].precision)
     return f"{_beside(worst.error, worst.eager_error)} ({worst.tensor})"
 
 
@@ -86,35 +89,32 @@ def _beside(error: float, eager_error: float) -> str:
     return f"{scientific(error)} / {scientific(eager_error)}"
 
 
-def _of_tensors(blocks: Sequence[Measured]) -> list[Record]:
+def _tensor_rows(blocks: Sequence[Measured]) -> list[Record]:
     """Each tensor over all blocks and gradients: the largest errors, and the mean ratio."""
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
         for tensor, group in _by_tensor(blocks, precision).items():
-            errors = _beside(max(of.error for of in group), max(of.eager_error for of in group))
-            found.setdefault(tensor, {"tensor": tensor})[precision] = f"{errors}, {ratio(_mean_ratio(group))}"
-    return list(found.values())
+            errors = _beside(max(row.error for row in group), max(row.eager_error for row in group))
+            rows.setdefault(tensor, {"tensor": tensor})[precision] = f"{errors}, {ratio(_mean_ratio(group))}"
+    return list(rows.values())
 
 
 def _by_tensor(blocks: Sequence[Measured], precision: Dtype) -> dict[str, list[Compared]]:
-    found: dict[str, list[Compared]] = {}
-    for one in blocks:
-        for of in one.comparison.tensors if one.precision == precision else ():
-            found.setdefault(of.tensor, []).append(of)
-    return found
+    groups: dict[str, list[Compared]] = {}
+    for result in blocks:
+        for compared in result.comparison.tensors if result.precision == precision else ():
+            groups.setdefault(compared.tensor, []).append(compared)
+    return groups
 
 
 def _summary(blocks: Sequence[Measured], precision: Dtype) -> str:
     """E.g. bf16: 0.93x eager's error in the geometric mean, 1.45x in the worst of 208 tensors."""
-    tensors = [of for group in _by_tensor(blocks, precision).values() for of in group]
-    mean, worst = ratio(_mean_ratio(tensors)), ratio(max(of.ratio for of in tensors))
+    tensors = [compared for group in _by_tensor(blocks, precision).values() for compared in group]
+    mean, worst = ratio(_mean_ratio(tensors)), ratio(max(compared.ratio for compared in tensors))
     return f"{precision}: {mean} eager's error in the geometric mean, {worst} in the worst of {len(tensors)} tensors"
 
 
 def _mean_ratio(tensors: Iterable[Compared]) -> float:
-    return _mean(of.ratio for of in tensors)
-
-
-def _mean(ratios: Iterable[float]) -> float:
-    logs = [log(of) for of in ratios]
+    """The geometric mean of the tensors' ratios."""
+    logs = [log(compared.ratio) for compared in tensors]
     return exp(fsum(logs) / len(logs))

@@ -1,4 +1,4 @@
-"""What `bench.numerics.worker` finds, as frozen data. Imports no torch."""
+"""The results of `bench.numerics.worker`, as frozen data. Imports no torch."""
 
 from dataclasses import dataclass
 from math import exp, fsum, inf, log, sqrt
@@ -34,20 +34,20 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        """Of the errors; 1 where they are equal."""
+        """The error over eager's; 1 where they are equal."""
         if self.error == self.eager_error:
             return 1.0
         return self.error / self.eager_error if self.eager_error else inf
 
     def severity(self, precision: Dtype) -> float:
-        """The error in units of what passes: above 1 does not. Where eager is not finite, anything does."""
+        """The error in units of the largest that passes: above 1 it fails. Where eager is not finite, any passes."""
         tolerance = TOLERANCES[precision]
         return 0.0 if self.eager_error == inf else self.error / max(tolerance.times * self.eager_error, tolerance.floor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Of a block on one set of operands."""
+    """The errors of a block on one set of operands."""
 
     tensors: tuple[Compared, ...]
     sides: float  # share of the values of its ReLUs that the scheme has on other sides of zero than fp64
@@ -55,12 +55,12 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Geometric mean over the tensors."""
-        return exp(fsum(log(of.ratio) for of in self.tensors) / len(self.tensors))
+        """The geometric mean of the tensors' ratios."""
+        return exp(fsum(log(compared.ratio) for compared in self.tensors) / len(self.tensors))
 
     def worst(self, precision: Dtype) -> Compared:
-        """The tensor that has most of what passes."""
-        return max(self.tensors, key=lambda of: of.severity(precision))
+        """The tensor of the largest severity."""
+        return max(self.tensors, key=lambda compared: compared.severity(precision))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class HardOperands:
     """Hard operands in words."""
 
     name: str

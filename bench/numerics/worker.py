@@ -1,4 +1,4 @@
-"""How exact is a block that never writes its widest tensors? `resbench numerics`. Worker side.
+"""`resbench numerics`: how exact the block is that never writes its widest tensors. Worker side.
 
 Measures every tensor of a training step against fp64, beside eager at the same precision, over every distinct block of
 a network and over hard operands with and without what handles them, and writes the page and a CSV of all of it.
@@ -15,7 +15,7 @@ from bench.numerics.adversaries import ADVERSARIES, Adversary
 from bench.numerics.block_errors import compare
 from bench.numerics.guards import GUARDS
 from bench.numerics.report import page
-from bench.numerics.types import TOLERANCES, Case, Measured
+from bench.numerics.types import TOLERANCES, HardOperands, Measured
 from bench.types import Device
 from bench.workers.child import announce
 from kernels.kernel import Shape
@@ -33,26 +33,26 @@ def write(out: Path, device: Device) -> None:
     measured: list[Measured] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of infinities in the interpreter
-        for one in measure(device):
-            announce(f"{one.name}, {one.precision}{one.gradient and ', gradient ' + one.gradient}")
-            measured.append(one)
+        for result in measure(device):
+            announce(f"{result.name}, {result.precision}{result.gradient and ', gradient ' + result.gradient}")
+            measured.append(result)
     write_csv(measured, out.with_suffix(".csv"))
     out.write_text(page(measured, cases(), device, rows=BATCH_SIZE * LINES**2), encoding="utf-8")
 
 
 def blocks() -> dict[str, tuple[str, Shape]]:
     """Every distinct block of the network: its name, its form, and a shape of x with few pixels."""
-    found: dict[str, tuple[str, Shape]] = {}
+    shapes: dict[str, tuple[str, Shape]] = {}
     for name, shape in layers(MODEL, BATCH_SIZE):
         if name in BLOCKS_BY_NAME:
             form, side = BLOCKS_BY_NAME[name], LINES * BLOCKS_BY_NAME[name].stride
-            inside, outside = (round(shape[1] * of) for of in (form.inside, form.outside))
-            found[f"{name} {shape[1]} -> {inside} -> {outside}"] = (name, (BATCH_SIZE, shape[1], side, side))
-    return found
+            inside, outside = (round(shape[1] * ratio) for ratio in (form.inside, form.outside))
+            shapes[f"{name} {shape[1]} -> {inside} -> {outside}"] = (name, (BATCH_SIZE, shape[1], side, side))
+    return shapes
 
 
 def measure(device: Device) -> Iterator[Measured]:
-    """Every block, then every case, at every precision."""
+    """Measure every block, then every case of hard operands, at every precision."""
     for name, (form, shape) in blocks().items():
         for precision in TOLERANCES:
             operands = BLOCKS_BY_NAME[form].make(shape, DTYPES[precision], device)
@@ -75,10 +75,10 @@ def measure_case(case: Adversary, precision: Dtype, device: Device) -> Measured:
     return Measured(name=case.name, precision=precision, comparison=comparison)
 
 
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[HardOperands, ...]:
     """The hard operands in words."""
     return tuple(
-        Case(
+        HardOperands(
             name=case.name,
             why=case.why,
             guards={guard: GUARDS[guard] for guard in case.guards},
@@ -89,11 +89,11 @@ def cases() -> tuple[Case, ...]:
 
 
 def write_csv(measured: Iterable[Measured], file: Path) -> None:
-    """A row for each tensor."""
+    """Write a row for each tensor."""
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["name", "precision", "gradient", "tensor", "error", "eager_error"])
-        for one in measured:
-            for of in one.comparison.tensors:
-                errors = [f"{error:.3e}" for error in (of.error, of.eager_error)]
-                writer.writerow([one.name, one.precision, one.gradient, of.tensor, *errors])
+        for result in measured:
+            for compared in result.comparison.tensors:
+                errors = [f"{error:.3e}" for error in (compared.error, compared.eager_error)]
+                writer.writerow([result.name, result.precision, result.gradient, compared.tensor, *errors])

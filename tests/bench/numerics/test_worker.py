@@ -174,7 +174,7 @@ def test_a_wrong_block_is_as_wrong_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     operands = form.make((2, 64, 8, 8), torch.float32, DEVICE)
     right = block_errors.scheme
 
-    def wrong(operands: BlockOperands, dout: Tensor) -> block_errors.Run:
+    def wrong(operands: BlockOperands, dout: Tensor) -> block_errors.BlockStep:
         run = right(operands, dout)
         return replace(run, tensors={name: 1.25 * tensor for name, tensor in run.tensors.items()})
 
