@@ -1,4 +1,4 @@
-"""What the words of a report mean: the statuses, and the columns of results.csv as reports/README.md explains them."""
+"""The meaning of a report's words: the statuses, and the columns of results.csv as reports/README.md explains them."""
 
 from bench.record.metrics import METRICS
 from bench.types import Status

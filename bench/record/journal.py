@@ -93,11 +93,11 @@ class Journal:
         self._note(record)
 
     def statuses(self, environment_hash: str) -> dict[str, Status]:
-        """What became of each case in that environment, by its key: the last result of each."""
+        """The status of each case in that environment, by its key: that of its last result."""
         return {case: status for (case, where), status in self._statuses.items() if where == environment_hash}
 
     def left_out(self, environment: Environment) -> tuple[str, ...]:
-        """What a person should know of results that were measured elsewhere than in that environment, and count not."""
+        """Notices about results that were measured in other environments than this, and do not count."""
         return _left_out(environment, self._environments, (where for _, where in self._statuses))
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ def _locked(directory: Path) -> Iterator[FileLock]:
 
 
 def _write_whole(file: FileIO, data: bytes) -> None:
-    """In one write, on the disk on return."""
+    """Write in one call; on return the data is on the disk."""
     if file.write(data) != len(data):
         raise OSError(ENOSPC, os.strerror(ENOSPC))
     os.fsync(file.fileno())

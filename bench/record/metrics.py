@@ -50,7 +50,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("world_size", "", "world size", None, "Int64",
            "Processes that share the work.", "case.world_size"),
     Metric("status", "", "status", None, "string",
-           "What became of the case: see Statuses.", "result.status"),
+           "Outcome of the case: see Statuses.", "result.status"),
     Metric("reason", "", "reason", None, "string",
            "Why the status is not `valid`.", "result.reason"),
     Metric("images_per_s", "img/s", "throughput", "higher", "Float64",
@@ -74,7 +74,7 @@ METRICS: tuple[Metric, ...] = (
            "Timed steps; none is trimmed.", "sample_count"),
     Metric("first_call_s", "s", "first call", "lower", "Float64",
            "First step: compilation, autotuning, algorithm search and graph capture, cold; never in the samples. "
-           "What the compiler finds out once a machine (usable vector instructions, precompiled headers) is left out.",
+           "What the compiler learns once per machine (usable vector instructions, precompiled headers) is left out.",
            "measurement.first_call_s"),
     Metric("compile_break_even_steps", "steps", "break-even", "lower", "Float64",
            "Steps until a first call longer than eager's has paid for itself; 0 where it is not longer, `inf` where "
@@ -134,7 +134,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("speedup_vs_eager_high", "x", "speed-up, high", "higher", "Float64",
            "Upper end of the 95 % interval of `speedup_vs_eager`.", "speedup.high"),
     Metric("speedup_vs_eager_fp32", "x", "speed-up over fp32", "higher", "Float64",
-           "As `speedup_vs_eager`, against eager at fp32: what the precision gains is included.",
+           "Like `speedup_vs_eager`, but over eager at fp32: the gain of the precision is included.",
            "speedup_fp32.median"),
     Metric("speedup_vs_eager_fp32_low", "x", "speed-up over fp32, low", "higher", "Float64",
            "Lower end of the 95 % interval of `speedup_vs_eager_fp32`.", "speedup_fp32.low"),

@@ -1,4 +1,4 @@
-"""What is said of an environment, and of two that differ, so that results of one are none of the other.
+"""An environment in words, and the differences of two, so that results of one never pass for the other's.
 
 Imports no torch.
 """

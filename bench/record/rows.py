@@ -1,4 +1,4 @@
-"""What a result says beside its eager baseline and the device's ceilings. Imports no torch.
+"""Results beside their eager baselines and the device's ceilings. Imports no torch.
 
 No path whose parity failed has a speed: every figure that derives from the samples goes through `Row.timed`.
 """
@@ -125,7 +125,7 @@ class Row:
         return self._speedup_over(self.eager_fp32)
 
     def _speedup_over(self, baseline: "Row | None") -> Interval | None:
-        """By turns (`bench.run.against_eager`); the samples of two rows are minutes apart and tell less."""
+        """The speed-up by turns (`bench.run.against_eager`): samples of two rows lie minutes apart, and tell less."""
         if baseline is None or baseline.timed is None or self.timed is None:
             return None
         if baseline.case == self.case:  # 1 by definition, not a comparison of two measurements

@@ -1,4 +1,4 @@
-"""What all pictures share: the style, facets, scales, and how they are encoded."""
+"""The style, facets, scales and encoding that all pictures share."""
 
 from io import BytesIO
 from math import ceil
@@ -48,7 +48,7 @@ def facets(number: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def scale(axes: Axes, letter: Literal["x", "y"], values: list[float]) -> None:
-    """From zero, or logarithmic where the values span too much for that. Ticks are plain numbers."""
+    """Scale an axis from zero, or logarithmically where the values span too much for that. Ticks are plain numbers."""
     axis = axes.xaxis if letter == "x" else axes.yaxis
     if _wide(values):
         axes.set(**{f"{letter}scale": "log"})

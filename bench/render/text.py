@@ -108,7 +108,7 @@ def _decimals(value: float, digits: int) -> int:
 
 
 def _farther(median: float, low: float, high: float, decimals: int) -> str:
-    """How far the farther end of an interval is; never less than it is."""
+    """The distance to the farther end of an interval; never less than it is."""
     apart = ceil(round(max(high - median, median - low) * 10**decimals, 6)) / 10**decimals
     return f"{apart:,.{decimals}f}"
 

@@ -1,4 +1,4 @@
-"""How every command ends: the exit codes and what they mean. Imports no torch."""
+"""The exit codes of every command, and what they mean. Imports no torch."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ from bench.types import FINE, MARKS, Run, Status
 
 
 class Exit(IntEnum):
-    """How every command ends."""
+    """The exit code of a command."""
 
     VALID = 0
     PARITY_FAILED = 1

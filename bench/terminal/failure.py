@@ -1,4 +1,4 @@
-"""What a person is told, and can send, when a command fails in a way that nobody foresaw. Standard library only."""
+"""The message for a person, and the file to send, when a command fails unexpectedly. Standard library only."""
 
 import platform
 import shlex
@@ -21,17 +21,17 @@ _VERSIONS = (
 
 def tell(error: BaseException, directory: Path | None = None) -> str:
     """Write a file about it, in the directory of the run if there is one, and return a paragraph that says so."""
-    report, what = _report(error), f"resbench failed in a way that it should not: {describe(error)}{_place(error)}."
+    report, what = _report(error), f"resbench itself failed: {describe(error)}{_place(error)}."
     for folder in _folders(directory):
         file = folder / f"resbench-failure-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"
         with suppress(OSError):
             file.write_text(report, encoding="utf-8", errors="backslashreplace")
-            return f"{what} What was measured before is safe. Please send {file} to the maintainers: it says where."
+            return f"{what} What was measured before is safe. Please send {file} to the maintainers."
     return f"{what} What was measured before is safe. Please send what follows to the maintainers.\n\n{report}"
 
 
 def _folders(directory: Path | None) -> Iterator[Path]:
-    """Where the file may go, the best first."""
+    """The folders where the file may go, the best first."""
     if directory is not None and directory.is_dir():
         yield directory
     with suppress(OSError):
@@ -58,6 +58,6 @@ def _version(name: str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The last line of ours that it went through."""
+    """The last line of our code that the error went through."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(OURS)]
     return f" ({Path(ours[-1].filename).relative_to(ROOT)}, line {ours[-1].lineno})" if ours else ""

@@ -33,11 +33,11 @@ def directory_of(context: click.Context) -> Path | None:
     return directory
 
 
-# What click calls to convert a value; the function's name stands for the value in --help.
+# Functions that click calls to convert a value; the function's name stands for the value in --help.
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names. Which are allowed is the sweep's to say."""
+    """Comma-separated names; the sweep checks them."""
     words = tuple(word.strip() for word in text.split(","))
     if not all(words):
         raise click.BadParameter(f"{text!r} has an empty item: separate values by single commas, e.g. train,infer")
@@ -45,7 +45,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers. Which are allowed is the sweep's to say."""
+    """Comma-separated whole numbers; the sweep checks them."""
     try:
         return tuple(int(word) for word in names(text))
     except ValueError:
@@ -79,13 +79,15 @@ DEPTHS_OPTION = click.option("--depths", type=depths, help="Short for --models: 
 
 
 def shape(text: str) -> tuple[int, int, int, int]:
-    """N,C,H,W of a tensor with more than one value a channel, e.g. 256,64,56,56."""
+    """N,C,H,W of a tensor with more than one value per channel, e.g. 256,64,56,56."""
     try:
         n, channels, height, width = (int(size) for size in text.split(","))
     except ValueError:
         n = channels = height = width = 0
     if min(n, channels, height, width) < 1 or n * height * width == 1:
-        raise click.BadParameter(f"{text!r} is no N,C,H,W with more than one value a channel: write e.g. 256,64,56,56")
+        raise click.BadParameter(
+            f"{text!r} is not N,C,H,W with more than one value per channel: write e.g. 256,64,56,56"
+        )
     return n, channels, height, width
 
 
@@ -100,7 +102,7 @@ AXIS_OPTIONS = (
     click.option("--modes", type=names, help="train, infer or both."),
     click.option("--precisions", type=names, help="Any of fp32, tf32, bf16, fp16."),
     click.option("--batch-sizes", "--batch-size", type=numbers, help="Batch sizes, e.g. 1,32."),
-    click.option("--paths", type=names, help="Names from `resbench list paths`; all, capable; -NAME leaves one out."),
+    click.option("--paths", type=names, help="Names from `resbench list paths`, all or capable; -NAME leaves one out."),
     click.option("--image-size", type=int, help="Height of the images in pixels. [default: the network's own]"),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
 )
@@ -112,7 +114,7 @@ WEIGHTS_OPTION = click.option(
 )
 
 STRICT_OPTION = click.option(
-    "--strict", is_flag=True, help="End with 3 too where a row is marked (unstable, throttled, ...) or left out."
+    "--strict", is_flag=True, help="Also end with 3 if a row is marked (unstable, throttled, ...) or left out."
 )
 
 OUTPUT_OPTIONS = (

@@ -1,4 +1,4 @@
-"""What a command prints: tables for people, file names alone with --quiet, one JSON object with --json."""
+"""The output of a command: tables for people, file names alone with --quiet, one JSON object with --json."""
 
 import sys
 from collections import Counter
@@ -20,13 +20,13 @@ _PIPE_WIDTH = 200  # columns: a log file has no width of its own, and folded tab
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """How much to print, and for whom."""
+    """The amount of output, and its reader: a person or a script."""
 
     quiet: bool = False
     as_json: bool = False
 
     def console(self) -> Console:
-        """For people: on stdout, or on stderr where stdout belongs to the JSON object."""
+        """The console for people: on stdout, or on stderr where stdout belongs to the JSON object."""
         stream = sys.stderr if self.as_json else sys.stdout
         width = None if stream.isatty() else _PIPE_WIDTH
         return Console(file=stream, quiet=self.quiet, width=width, highlight=False)
@@ -85,5 +85,5 @@ def _in_short(files: Sequence[Path]) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """JSON has no infinity."""
+    """The value for JSON, which has no infinity."""
     return "Infinity" if isinstance(value, float) and isinf(value) else value

@@ -46,7 +46,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What rows are grouped by. Positional, to read as a table."""
+    """A key that rows are grouped by. Positional, to read as a table."""
 
     name: str  # its key in a row
     title: str  # above its column
@@ -97,7 +97,7 @@ class _Chosen:
 
     @property
     def least(self) -> int:
-        """Headings may be broken between words."""
+        """The least width: headings may be broken between words."""
         widest = max(map(cell_len, self.cells))
         if self.column.prose:
             widest = max(min(widest, _PROSE_WIDTH), *map(_longest, self.cells))
@@ -109,7 +109,7 @@ class _Chosen:
 
 
 class _Layout:
-    """What of a sheet is shown at a width."""
+    """The part of a sheet that is shown at a width."""
 
     def __init__(self, sheet: Sheet, width: int) -> None:
         self.sheet, self.width = sheet, width
@@ -138,7 +138,7 @@ class _Layout:
             self.forms = wider
 
     def _least(self, axes: Iterable[Axis], forms: Mapping[Column, Form]) -> int:
-        return _total(one.least for one in (*map(self._axis, axes), *self._in_order(forms)))
+        return _total(chosen.least for chosen in (*map(self._axis, axes), *self._in_order(forms)))
 
     def _in_order(self, forms: Mapping[Column, Form]) -> list[_Chosen]:
         return [self._shown(column, forms[column]) for column in self.sheet.columns if column in forms]
@@ -152,15 +152,15 @@ class _Layout:
 
     def parts(self) -> list[list[_Chosen]]:
         """The columns, in several tables where even the needed ones do not fit beside each other."""
-        keys = [one for one in self.chosen if one.column.key]
+        keys = [chosen for chosen in self.chosen if chosen.column.key]
         parts = [keys]
-        for one in self.chosen:
-            if one in keys:
+        for chosen in self.chosen:
+            if chosen in keys:
                 continue
-            if parts[-1] != keys and _total(other.least for other in (*parts[-1], one)) > self.width:
+            if parts[-1] != keys and _total(other.least for other in (*parts[-1], chosen)) > self.width:
                 parts.append(keys)
-            parts[-1] = [*parts[-1], one]
-        return [[one for one in self.chosen if one in part] for part in parts]
+            parts[-1] = [*parts[-1], chosen]
+        return [[chosen for chosen in self.chosen if chosen in part] for part in parts]
 
     def draw(self, part: list[_Chosen]) -> Iterator[Text | Table | str]:
         """The heading, then group by group."""
@@ -172,7 +172,7 @@ class _Layout:
                 words = [axis.says(value) for axis, value in zip(self.outer, values, strict=True)]
                 yield from ("",) if place else ()
                 yield Text(DOT.join(words), "bold")
-            cells = [one for _, one in self._groups(self.inner, numbers)]
+            cells = [cell for _, cell in self._groups(self.inner, numbers)]
             apart = 2 * len(cells) <= len(numbers)  # no blank line after every single row
             for position, cell in enumerate(cells):
                 yield from ("",) if apart and position else ()
@@ -188,8 +188,8 @@ class _Layout:
         return list(groups.items())
 
     def _widths(self, part: list[_Chosen]) -> list[int]:
-        """What each column needs; what is left goes to prose first, then to headings that would be broken."""
-        widths = [one.least for one in part]
+        """The width that each column needs; the rest goes to prose first, then to headings that would be broken."""
+        widths = [chosen.least for chosen in part]
         for place in sorted(range(len(part)), key=lambda place: not part[place].column.prose):
             widths[place] += max(0, min(part[place].natural - widths[place], self.width - _total(widths)))
         return widths
@@ -198,13 +198,13 @@ class _Layout:
         table = Table(
             box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), show_header=heading
         )
-        for one, width in zip(part, widths, strict=True):
+        for chosen, width in zip(part, widths, strict=True):
             table.add_column(
-                one.column.title, justify=one.column.align, width=width, vertical="bottom" if heading else "top"
+                chosen.column.title, justify=chosen.column.align, width=width, vertical="bottom" if heading else "top"
             )
         for number in numbers:
             row = self.sheet.rows[number]
-            table.add_row(*(Text(one.cells[number], one.column.style(row), overflow="fold") for one in part))
+            table.add_row(*(Text(chosen.cells[number], chosen.column.style(row), overflow="fold") for chosen in part))
         return table
 
 

@@ -1,7 +1,7 @@
 """Standard output and error that take whatever is printed, on any terminal. Standard library only.
 
-What their encoding has no character for is replaced by one that looks alike. What cannot be printed is dropped, because
-the pipe is closed (the reader was `head -1`) or the disk is full: the command goes on and measures to its end.
+Characters that their encoding lacks are replaced by ones that look alike. Output that cannot be printed is dropped,
+because the pipe is closed (the reader was `head -1`) or the disk is full: the command measures to its end.
 """
 
 import codecs
@@ -29,14 +29,14 @@ def settle() -> None:
 
 
 def finish() -> str:
-    """Print what is left; why some of all was not printed, if a person should know."""
+    """Print what is left, and return why some output was lost, if a person should know."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     return _refusals[0] if _refusals else ""
 
 
 def _lookalike(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is printed instead of the characters that cannot be; bytes of undecodable file names stay as they are."""
+    """The text in place of characters that cannot be printed; bytes of undecodable file names stay as they are."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]

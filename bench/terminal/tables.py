@@ -38,8 +38,8 @@ def table(
 ) -> Sheet:
     """Rows of the same keys as a terminal table; columns without any value are left out.
 
-    Of the columns in `later` the last goes first where the width does not suffice; the others come in several tables
-    then, each with the first, which names the row. `elsewhere` says where columns that go are found.
+    Where the width does not suffice, the columns in `later` are left out, the last first; the others then come in
+    several tables, each with the first, which names the row. `elsewhere` says where to find those left out.
     """
     names = [name for name in rows[0] if name not in {axis.name for axis in axes}] if rows else []
     ranks = {name: rank for rank, name in enumerate(later, 1)}

@@ -316,7 +316,7 @@ def test_a_dead_compiler_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     (("--dtypes", "bf16,fp64"), ("--dtypes fp64", "fp32, bf16, fp16")),
     (("--forms", "relu"), ("--forms relu", "bn+relu")),
     (("--shape", "64,56,56"), ("64,56,56", "N,C,H,W")),
-    (("--shape", "1,64,1,1"), ("1,64,1,1", "more than one value a channel")),
+    (("--shape", "1,64,1,1"), ("1,64,1,1", "more than one value per channel")),
     (("--csv", "/proc/file.csv"), ("/proc/file.csv", "name a file that can be written")),
 ])  # fmt: skip
 def test_bad_usage_compiles_nothing(

@@ -212,7 +212,7 @@ def test_progress_names_what_went_wrong() -> None:
         (("--depths", "19"), "unknown depth 19: choose from 18, 34, "),
         (("--dtypes", "fp8"), "unknown dtype fp8: choose from fp32, bf16, fp16"),
         (("--mode", "infer"), "'infer' is not one of 'train', 'eval'"),
-        (("--shape", "1,64,1,1"), "'1,64,1,1' is no N,C,H,W with more than one value a channel"),
+        (("--shape", "1,64,1,1"), "'1,64,1,1' is not N,C,H,W with more than one value per channel"),
         (("--shape", "64,56,56"), "write e.g. 256,64,56,56"),
         (("--budget", "soon"), "not a time above zero"),
     ],

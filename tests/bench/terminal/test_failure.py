@@ -96,7 +96,7 @@ def test_any_error_of_a_command_is_one_paragraph(
     monkeypatch.setattr(sweep_command, "table", fail)
     ended = invoke("list", "paths")
     assert ended.exit_code == 3
-    assert ended.stderr.startswith(f"Error: resbench failed in a way that it should not: {type(error).__name__}: ")
+    assert ended.stderr.startswith(f"Error: resbench itself failed: {type(error).__name__}: ")
     assert "(bench/sweep/command.py, line " in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     (report,) = reports(temporary)
