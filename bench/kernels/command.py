@@ -59,9 +59,11 @@ _EXITS = {
         exits=_EXITS,
     )
 )
-@click.option("--models", type=names, help="Whose layers. [default: resnet50,resnet18, or none beside --shape]")
+@click.option(
+    "--models", type=names, help="Networks whose ops are measured. [default: resnet50,resnet18; none with --shape]"
+)
 @DEPTHS_OPTION
-@shape_option("Another shape of x, in every form; can be repeated.")
+@shape_option("Another shape of x, for every form; may be repeated.")
 @click.option(
     "--forms",
     type=names,
@@ -72,19 +74,21 @@ _EXITS = {
     "--mode",
     type=click.Choice(get_args(KernelMode)),
     default="train",
-    help="Statistics of the batch, or running ones. [default: train]",
+    help="BatchNorm by statistics of the batch, or by running ones. [default: train]",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Images. [default: 256 on a GPU, 8 on a CPU]")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per step. [default: 256 on a GPU, 8 on a CPU]")
 @click.option("--image-size", type=click.IntRange(1), help="Height in pixels. [default: the network's own]")
 @click.option(
     "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: the GPU where there is one]"
 )
-@click.option("--budget", type=duration, help="End within about this time, e.g. 8m, with what is measured by then.")
+@click.option(
+    "--budget", type=duration, help="End within about this time, e.g. 8m, and report what was measured by then."
+)
 @click.option(
     "--search",
     is_flag=True,
-    help="Instead, try other tiles of every launch on a GPU, and of products cuBLAS too, and print what to paste into "
-    "the tables of tiles.",
+    help="Instead of all this, try other tiles of every launch on a GPU, and cuBLAS for products too, and print the "
+    "lines to paste into the tables of tiles.",
 )
 @click.option(
     "--out",
@@ -114,12 +118,13 @@ def kernels(
 ) -> None:
     """Time the fused BatchNorms and bottlenecks beside eager, torch.compile and copies.
 
-    Every form at every shape that resnet18 and resnet50 have, forward and backward, after a check of its parity: time,
-    bytes, and the share of the rate of a large copy; on a GPU each launch alone too, beside its roofline. A bottleneck
-    in evaluation mode runs forward alone, without gradients. Writes a report with a picture.
+    Every form at every shape that resnet18 and resnet50 have is checked for parity and then timed, forward and
+    backward: time, bytes, and the share of the rate of a large copy; on a GPU also each launch alone, beside its
+    roofline. A bottleneck in evaluation mode runs forward only, without gradients. The results go to a report with a
+    picture.
 
-    Without a GPU, parity and bytes are those of the kernels, and eager, torch.compile and copies are timed on the CPU;
-    bottlenecks are only checked there.
+    Without a GPU, the kernels are checked and their bytes counted, and only eager, torch.compile and copies are timed,
+    on the CPU; bottlenecks are only checked.
     """
     output = Output(quiet=quiet, as_json=as_json)
     request = Request(
@@ -158,10 +163,10 @@ def _models(models: tuple[str, ...], image_size: int | None) -> tuple[str, ...]:
     return models
 
 
-def _dtypes(wanted: tuple[str, ...]) -> tuple[Dtype, ...]:
-    if unknown := [name for name in wanted if name not in DTYPES]:
+def _dtypes(dtypes: tuple[str, ...]) -> tuple[Dtype, ...]:
+    if unknown := [name for name in dtypes if name not in DTYPES]:
         raise ValueError(f"unknown dtype {', '.join(unknown)}: choose from {', '.join(DTYPES)}")
-    return cast("tuple[Dtype, ...]", wanted)
+    return cast("tuple[Dtype, ...]", dtypes)
 
 
 def _fresh(directory: Path) -> Path:
@@ -202,13 +207,13 @@ def _search(request: Request, output: Output, budget: float | None) -> None:
 
     with watching(output.console()) as watch:
         terms = Terms(timeout_s=SEARCH_TIMEOUT_S, on_phase=watch.phase)
-        found = terms.call(search.search, request, budget)
-    pasted = trials.paste(found)
+        results = terms.call(search.search, request, budget)
+    pasted = trials.paste(results)
     if output.as_json:
-        output.json({"trials": found, "tiles": pasted})
+        output.json({"trials": results, "tiles": pasted})
         return
     console = output.console()
-    for launch, rows in trials.tables(found).items():
+    for launch, rows in trials.tables(results).items():
         console.print(tables.table(rows, title=launch))
     for table, lines in pasted.items():
         console.print(f"for {table}:")

@@ -18,7 +18,7 @@ from kernels.table import FORMS
 from resnet.precision import DTYPES
 
 Function = Callable[[Any, bool], Tensor]  # of the operands of its form, and whether it trains
-Of = TypeVar("Of", bound=Operands | BlockOperands)
+AnyOperands = TypeVar("AnyOperands", bound=Operands | BlockOperands)
 
 # The kind of pass of a launch: by the kernel, and by the form where it walks another tile there. Other launches are
 # called like their kernels.
@@ -45,7 +45,7 @@ class Launched:
 
     @property
     def flops(self) -> int:
-        """Of products of matrices."""
+        """FLOPs of products of matrices."""
         return 0 if self.call.budget is None else self.call.budget.flops
 
 
@@ -56,32 +56,32 @@ def operands_of(op: Op, device: str, *, batch_size: int | None = None, seed: int
 
 
 def function_of(op: Op) -> Function:
-    """What runs a form's operands through its kernels."""
+    """The function that runs a form's operands through its kernels."""
     return FORMS[op.form].run
 
 
 def oracle_of(op: Op) -> Function:
-    """The same in plain PyTorch."""
+    """The function that computes the same in plain PyTorch."""
     return FORMS[op.form].oracle
 
 
-def mapped(operands: Of, change: Callable[[Tensor], Tensor]) -> Of:
+def mapped(operands: AnyOperands, change: Callable[[Tensor], Tensor]) -> AnyOperands:
     """The same operands with every tensor changed, as leaves of their own."""
-    made: Of = _mapped(operands, change)
-    return made
+    changed: AnyOperands = _mapped(operands, change)
+    return changed
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401 - operands, and what they consist of
     if isinstance(value, Tensor):
         return change(value.detach()).requires_grad_(value.requires_grad)
     if isinstance(value, tuple):
-        made = [_mapped(of, change) for of in value]
-        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+        items = [_mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
 
 
 def directions(op: Op) -> tuple[Direction, ...]:
-    """What there is to be called: a block in evaluation mode has no backward pass, and runs without gradients."""
+    """The calls that an op has: a block in evaluation mode has no backward pass, and runs without gradients."""
     both: tuple[Direction, ...] = get_args(Direction)
     return both if op.mode == "train" or isinstance(FORMS[op.form], Kernel) else ("forward",)
 
@@ -89,15 +89,15 @@ def directions(op: Op) -> tuple[Direction, ...]:
 def launches(op: Op, architecture: str | None) -> dict[Direction, tuple[Launched, ...]]:
     """The launches of the forward and of the backward call, on an architecture or (None) on this machine."""
     operands, run = operands_of(op, "meta"), function_of(op)
-    found: dict[Direction, tuple[Launched, ...]] = {}
+    by_direction: dict[Direction, tuple[Launched, ...]] = {}
     with recorded(architecture) as forward:
         y = run(operands, op.mode == "train")
-    found["forward"] = _named(forward, op.form)
+    by_direction["forward"] = _named(forward, op.form)
     if "backward" in directions(op):
         with recorded(architecture) as backward:
             torch.autograd.grad(y, operands.differentiable(), torch.empty_like(y))
-        found["backward"] = _named(backward, op.form)
-    return found
+        by_direction["backward"] = _named(backward, op.form)
+    return by_direction
 
 
 def _named(calls: list[Call], form: str) -> tuple[Launched, ...]:
@@ -112,7 +112,7 @@ def _kind(kernel: str, form: str) -> str:
 
 
 def middle_convolution(op: Op, direction: Direction) -> Budget:
-    """What is no launch of a form's own: the middle convolution of a block is cuDNN's."""
+    """The bytes and FLOPs of a block's middle convolution, which is cuDNN's and no launch of a form's own."""
     operands = operands_of(op, "meta")
     if not isinstance(operands, BlockOperands):
         return Budget(read=0, written=0)

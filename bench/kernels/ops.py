@@ -1,4 +1,4 @@
-"""Which fused ops a network is made of, and what each moves between memory and the processors. Worker side."""
+"""The fused ops that a network is made of, and those that a request means. Worker side."""
 
 from dataclasses import replace
 from itertools import product
@@ -24,10 +24,10 @@ PLAIN = "bn"  # in no fused network, but what the other forms are to be compared
 def layers(model: str, batch_size: int, image_size: int | None = None) -> list[tuple[str, Shape]]:
     """The fused ops of one step of a network in the order of the forward pass, as (form, shape of x).
 
-    Without an image size at the network's own.
+    Images are of the network's own size unless another is given.
 
-    The BatchNorm of a projected shortcut has no op of its own: it is half of the block's "dual". Behind them the
-    network's bottlenecks, each a whole block in one op.
+    The BatchNorm of a projected shortcut has no op of its own: it is half of the block's "dual". The
+    network's bottlenecks come last, each a whole block in one op.
 
     Raises:
         ValueError: unknown model.
@@ -45,16 +45,16 @@ def layers(model: str, batch_size: int, image_size: int | None = None) -> list[t
             if isinstance(module, nn.BatchNorm2d | Bottleneck):
                 module.register_forward_pre_hook(remember)
         network(torch.empty(row.images(batch_size, image_size or row.input[1])))
-    found = [("stem", shapes[network.bn1])] if isinstance(network, ResNet) else []
+    norms = [("stem", shapes[network.bn1])] if isinstance(network, ResNet) else []
     blocks = []
     for block in network.modules():
         if isinstance(block, BasicBlock | Bottleneck):
             *inner, last = (norm for name, norm in block.named_children() if name.startswith("bn"))
-            found += [("bn+relu", shapes[norm]) for norm in inner]
-            found.append(("bn+residual+relu" if block.downsample is None else "dual", shapes[last]))
+            norms += [("bn+relu", shapes[norm]) for norm in inner]
+            norms.append(("bn+residual+relu" if block.downsample is None else "dual", shapes[last]))
         if isinstance(block, Bottleneck):
             blocks.append((_block_form(block), shapes[block]))
-    return found + blocks
+    return norms + blocks
 
 
 def _block_form(block: Bottleneck) -> str:
@@ -64,7 +64,7 @@ def _block_form(block: Bottleneck) -> str:
 
 
 def filled(request: Request, device: Device) -> Request:
-    """The request for a device, with nothing left out. Networks that nobody named are left out beside shapes."""
+    """The request for a device, with nothing left out. Networks that nobody named are added only without shapes."""
     return replace(
         request,
         device=device,
@@ -95,18 +95,18 @@ def ops(request: Request) -> tuple[Op, ...]:
     for form, shape in list(counts):
         if isinstance(FORMS[form], Kernel):
             counts.setdefault((PLAIN, shape), {})
-    wanted = [cell for cell in counts if not request.forms or cell[0] in request.forms]
-    if not wanted:
+    cells = [cell for cell in counts if not request.forms or cell[0] in request.forms]
+    if not cells:
         raise ValueError(
             f"{', '.join(request.forms)} occurs in none of {', '.join(request.models)}: add --shape N,C,H,W"
         )
     return tuple(
         Op(form=form, shape=shape, dtype=dtype, mode=request.mode, layers=counts[form, shape])
-        for dtype, (form, shape) in product(request.dtypes, wanted)
+        for dtype, (form, shape) in product(request.dtypes, cells)
     )
 
 
 def fits(form: str, shape: Shape) -> bool:
-    """Whether a form can be at a shape: a block needs channels in its middle."""
+    """Whether a form can have a shape: a block needs channels in its middle."""
     row = FORMS[form]
     return not isinstance(row, BlockForm) or shape[1] * row.inside >= 1

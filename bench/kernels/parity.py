@@ -1,6 +1,6 @@
 """Is a fused op right? Its result and gradients against fp64, beside eager's own errors at the same precision.
 
-As `bench.parity.verdict`, for one op: error = ||out - ref|| / ||ref||, and a tensor passes when
+The rule is that of `bench.parity.verdict`, for one op: error = ||out - ref|| / ||ref||, and a tensor passes when
 
     error <= min(max(MULTIPLIER * eager_error, ROUNDINGS * eps), CEILING)
 
@@ -44,10 +44,10 @@ def check(op: Op, device: Device) -> Check:
         reference = _results(oracle_of(op), exact, op)
         fused, eager = (_results(function, operands, op) for function in (function_of(op), oracle_of(op)))
     floor = (BLOCK_ROUNDINGS if op.block else ROUNDINGS)[op.dtype] * torch.finfo(DTYPES[op.dtype]).eps
-    found = []
+    errors = []
     for name, ref in reference.items():
         eager_error = error(eager[name], ref)
-        found.append(
+        errors.append(
             TensorError(
                 tensor=name,
                 error=error(fused[name], ref),
@@ -55,7 +55,7 @@ def check(op: Op, device: Device) -> Check:
                 tolerance=min(max(MULTIPLIER * eager_error, floor), CEILING),
             )
         )
-    return Check(batch_size=batch_size, tensors=len(found), worst=max(found, key=lambda tensor: tensor.severity))
+    return Check(batch_size=batch_size, tensors=len(errors), worst=max(errors, key=lambda tensor: tensor.severity))
 
 
 def error(out: Tensor, ref: Tensor) -> float:
@@ -83,4 +83,4 @@ def _results(function: Function, operands: Operands | BlockOperands, op: Op) -> 
     dy = (torch.randn(y.shape, generator=generator, device=y.device) + 1.0).to(operands.x.dtype)
     dy = dy.contiguous(memory_format=torch.channels_last)
     gradients = torch.autograd.grad(y, operands.differentiable(), dy)
-    return {"y": y, **{f"d{name}": of for name, of in zip(operands.named(), gradients, strict=True)}}
+    return {"y": y, **{f"d{name}": gradient for name, gradient in zip(operands.named(), gradients, strict=True)}}

@@ -1,4 +1,4 @@
-"""Has ops measured one by one, in a worker that is replaced when it dies. Imports no torch."""
+"""Measures ops one by one, in a worker that is replaced when it dies. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SURVEY_TIMEOUT_S = 120.0
 
 
 def survey(request: Request, on_phase: Callable[[str], None] = lambda _: None) -> Survey:
-    """Where this is, and which ops the request means here.
+    """The machine, and the ops that the request means here.
 
     Raises:
         ValueError: the request cannot be met, and why.
@@ -31,7 +31,7 @@ def survey(request: Request, on_phase: Callable[[str], None] = lambda _: None) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
-    """Who is told of an op before and after."""
+    """Functions to be called before and after each op."""
 
     started: Callable[[Op], None]
     finished: Callable[[Outcome], None]
@@ -63,15 +63,15 @@ def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadlin
     Returns why no other worker should go on, or nothing.
     """
     pending = where.ops[len(outcomes) :]
-    with Terms().started(worker.serve_ops, where, pending) as one:
-        one.ready(OP_TIMEOUT_S)
+    with Terms().started(worker.serve_ops, where, pending) as child:
+        child.ready(OP_TIMEOUT_S)
         for op in pending:
             left_s = OP_TIMEOUT_S if deadline is None else deadline - monotonic()
             if left_s <= 0:
                 return "budget"
             observer.started(op)
             try:
-                outcome = one.ask(min(left_s, OP_TIMEOUT_S), Outcome)
+                outcome = child.ask(min(left_s, OP_TIMEOUT_S), Outcome)
             except WorkerTimeoutError as error:
                 if left_s < OP_TIMEOUT_S:
                     return "budget"

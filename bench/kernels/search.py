@@ -1,4 +1,4 @@
-"""`resbench kernels --search`: which tile is fastest for each launch, by trying a curated list. Worker side.
+"""`resbench kernels --search`: the fastest tile for each launch, out of a curated list. Worker side.
 
 A pass over a tensor has one tile for all shapes, and is tried at three. A product has one for each shape, and where
 cuBLAS can compute it, that is tried as well.
@@ -75,27 +75,27 @@ def search(request: Request, budget_s: float | None) -> list[Trial]:
     """
     if request.device == "cpu" or not torch.cuda.is_available():
         raise ValueError("--search times launches on a GPU, and torch finds no CUDA device here: see `resbench doctor`")
-    wanted = ops(filled(request, "cuda"))
+    searched = ops(filled(request, "cuda"))
     with torch.inference_mode():
-        copied = copy_rate("cuda")
+        copy_bytes_per_s = copy_rate("cuda")
     with quiet_device("cuda"):
-        timer = partial(launch_ms, cache=cache_bytes("cuda"), copy_bytes_per_s=copied)
-        return list(trials(questions(wanted, architecture().name, None), timer, None, budget_s))
+        timer = partial(launch_ms, cache=cache_bytes("cuda"), copy_bytes_per_s=copy_bytes_per_s)
+        return list(trials(questions(searched, architecture().name, None), timer, None, budget_s))
 
 
-def questions(wanted: Sequence[Op], machine: str, name: str | None) -> list[Question]:
-    """Of every pass and product of these ops. `name`: of the architecture whose launches, None for this GPU."""
+def questions(searched: Sequence[Op], machine: str, name: str | None) -> list[Question]:
+    """One for every pass and product of these ops. `name`: the architecture whose launches count, None for this GPU."""
     moved: dict[str, dict[Op, int]] = {}
     products: dict[Product, Op] = {}
-    for op in wanted:
+    for op in searched:
         for launch in _launched(op, name):
             if isinstance(launch.call.chosen_for, Product):
                 products.setdefault(launch.call.chosen_for, op)
             else:
                 moved.setdefault(launch.kind, {})[op] = launch.bytes
     return [
-        *(_of_pass(kind, moved[kind], machine) for kind in TILES if kind in moved),
-        *(_of_product(product, op, name) for product, op in products.items()),
+        *(_pass_question(kind, moved[kind], machine) for kind in TILES if kind in moved),
+        *(_product_question(product, op, name) for product, op in products.items()),
     ]
 
 
@@ -103,8 +103,8 @@ def _launched(op: Op, name: str | None) -> list[Launched]:
     return [launch for launched in launches(op, name).values() for launch in launched]
 
 
-def _of_pass(kind: Pass, moved: dict[Op, int], machine: str) -> Question:
-    """In the ops whose launches of it move most, least and the middle."""
+def _pass_question(kind: Pass, moved: dict[Op, int], machine: str) -> Question:
+    """The question of a pass, in the ops whose launches of it move the most, the median and the least."""
     ordered = sorted(moved, key=lambda op: -moved[op])
     present = TILES_ON.get((machine, kind), TILES[kind])
     return Question(
@@ -116,7 +116,7 @@ def _of_pass(kind: Pass, moved: dict[Op, int], machine: str) -> Question:
     )
 
 
-def _of_product(product: Product, op: Op, name: str | None) -> Question:
+def _product_question(product: Product, op: Op, name: str | None) -> Question:
     candidates: dict[Candidate, None] = dict.fromkeys([choice_for(product), *PRODUCT_CANDIDATES])
     with chosen_instead(product, "library"):
         if any(launch.call.kernel is CUBLAS for launch in _launched(op, name)):
@@ -131,7 +131,7 @@ def _of_product(product: Product, op: Op, name: str | None) -> Question:
 
 
 def trials(asked: Sequence[Question], timer: Timer, name: str | None, budget_s: float | None) -> Iterator[Trial]:
-    """Candidate by candidate, until the budget ends. `name`: whose launches, None for this GPU."""
+    """Try candidate by candidate, until the budget ends. `name` as in `questions`."""
     began = monotonic()
     every = sum(len(question.ops) * len(question.candidates) for question in asked)
     done = 0
@@ -147,10 +147,10 @@ def trials(asked: Sequence[Question], timer: Timer, name: str | None, budget_s: 
 
 def _trial(question: Question, candidate: Candidate, op: Op, timer: Timer, name: str | None) -> Trial:
     with question.instead(candidate):
-        found = _launched(op, name)
-    first = next(place for place, launch in enumerate(found) if question.concerned(launch))
+        launched = _launched(op, name)
+    first = next(place for place, launch in enumerate(launched) if question.concerned(launch))
     number = STATISTICS_TOO if candidate == "library" and question.key[2] == "conv" else 1
-    parts = found[first : first + number]
+    parts = launched[first : first + number]
     ms, reason = None, ""
     try:
         ms = sum(map(timer, parts))

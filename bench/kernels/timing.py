@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.kernels.operands import Function, Of, mapped
+from bench.kernels.operands import AnyOperands, Function, mapped
 from bench.kernels.types import Contender
 from bench.machine.ceilings import MIB
 from bench.measure.malloc import freed_is_kept
@@ -63,7 +63,7 @@ class Timed:
 
 
 def cache_bytes(device: Device) -> int:
-    """Of the last cache before memory."""
+    """Bytes of the last cache before memory."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -71,26 +71,26 @@ def cache_bytes(device: Device) -> int:
 
 
 def _kibibytes(text: str) -> int:
-    """Linux writes e.g. `32768K`."""
+    """The number in a size as Linux writes it, e.g. `32768K`."""
     return int(text.strip().removesuffix("K"))
 
 
-def rotated(operands: Of, number: int) -> list[Of]:
+def rotated(operands: AnyOperands, number: int) -> list[AnyOperands]:
     """Copies of operands, each in memory of its own."""
     return [mapped(operands, torch.Tensor.clone) for _ in range(number)]
 
 
 def sets(set_bytes: int, cache: int) -> int:
-    """How many sets of operands of this size: between two uses of one, the others fill the cache twice.
+    """The number of sets of operands of this size: between two uses of one, the others fill the cache twice.
 
-    But for tensors of some kilobytes, of which MOST_SETS have to do.
+    Except for tensors of some kilobytes, of which there are MOST_SETS.
     """
     return min(MOST_SETS, 1 + max(1, ceil(CACHES_TO_EXCEED * cache / set_bytes)))
 
 
 @contextmanager
 def quiet_device(device: Device) -> Iterator[None]:
-    """Around all that is timed: CPU memory that is freed is kept; on CUDA a stream of our own, which can be captured.
+    """A context for all that is timed: CPU memory that is freed is kept; CUDA has a stream that can be captured.
 
     Backward runs on the stream of its forward pass: that has to be the stream of the capture.
     """
@@ -103,17 +103,17 @@ def quiet_device(device: Device) -> Iterator[None]:
 
 
 def forward_calls(function: Function, operands: Sequence[Operands | BlockOperands], *, training: bool) -> Calls:
-    """As in a training step, with all that autograd keeps, where gradients are enabled."""
-    return [partial(function, of, training) for of in operands]
+    """Forward calls, as in a training step where gradients are enabled: with all that autograd keeps."""
+    return [partial(function, one_set, training) for one_set in operands]
 
 
 def backward_calls(function: Function, operands: Sequence[Operands | BlockOperands], *, training: bool) -> Calls:
-    """The gradients of everything that has one. What the forward pass kept is kept on, so that it can run again."""
+    """Backward calls: the gradients of everything that has one. What the forward pass kept stays, to run again."""
     calls = []
-    for of in operands:
-        y = function(of, training)
+    for one_set in operands:
+        y = function(one_set, training)
         dy = torch.randn_like(y)
-        calls.append(partial(torch.autograd.grad, y, of.differentiable(), dy, retain_graph=True))
+        calls.append(partial(torch.autograd.grad, y, one_set.differentiable(), dy, retain_graph=True))
     return calls
 
 
@@ -138,9 +138,9 @@ def _real(call: Call, device: Device) -> list[object]:
 
 
 def _like(tensor: Tensor, device: Device) -> Tensor:
-    """Above zero, for variances are among them, and NaN would be no work."""
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return made.normal_().abs_() if tensor.is_floating_point() else made.random_()
+    """Random values above zero: variances are among them, and NaN would be no work."""
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return like.normal_().abs_() if tensor.is_floating_point() else like.random_()
 
 
 def compiled(function: Function) -> Function:
@@ -150,8 +150,8 @@ def compiled(function: Function) -> Function:
     """
     torch._dynamo.reset()
     torch._functorch.config.donated_buffer = False
-    made: Function = torch.compile(function, dynamic=False, fullgraph=True)
-    return made
+    result: Function = torch.compile(function, dynamic=False, fullgraph=True)
+    return result
 
 
 def prepared(calls: Calls, device: Device, expected_s: float) -> Timed:
@@ -173,7 +173,7 @@ def prepared(calls: Calls, device: Device, expected_s: float) -> Timed:
 
 
 def _replay(graph: torch.cuda.CUDAGraph, rotation: Rotation) -> None:
-    """The rotation holds the memory that the graph works on."""
+    """Replay the graph; the rotation is kept alive because it holds the memory that the graph works on."""
     del rotation
     graph.replay()
 

@@ -27,7 +27,7 @@ FORMS = (*NORM_FORMS, *BLOCK_FORMS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be measured. What is left out is the device's to say: see `bench.kernels.ops.filled`."""
+    """The ops to be measured. What is left out depends on the device: see `bench.kernels.ops.filled`."""
 
     device: Device | None = None
     models: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """Where the ops are measured, and which."""
+    """The machine that ops are measured on, and these ops."""
 
     request: Request  # with nothing left out
     device: Device
@@ -76,7 +76,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was timed, and the bytes that it moves."""
+    """A call or a launch that was timed, and the bytes that it moves."""
 
     direction: Direction
     launch: str = ""  # one launch: its kind of pass (`kernels.launch.passes.Pass`) or its kernel; empty: the whole call
@@ -108,7 +108,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one op."""
+    """The outcome of one op."""
 
     op: Op
     check: Check | None = None

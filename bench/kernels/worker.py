@@ -1,4 +1,4 @@
-"""What `resbench kernels` runs in workers: where it is and what to measure, then op by op parity and times."""
+"""The worker side of `resbench kernels`: the machine and the ops to measure, then op by op parity and times."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +53,7 @@ Makers = Mapping[Contender, Callable[[], Calls]]
 
 
 def survey(request: Request) -> Survey:
-    """What is to be measured here.
+    """The machine, and the ops to be measured on it.
 
     Raises:
         ValueError: why the request cannot be met.
@@ -62,26 +62,26 @@ def survey(request: Request) -> Survey:
     if device == "cpu" and not INTERPRETED:
         raise ValueError("on the CPU the kernels need Triton's interpreter: set TRITON_INTERPRET=1 in the environment")
     facts = environment.collect(device)
-    wanted = filled(request, device)
-    found = ops(wanted)
+    complete = filled(request, device)
+    op_list = ops(complete)
     announce("a large copy")
-    multiplied = any(op.block for op in found) and not INTERPRETED
+    multiplied = any(op.block for op in op_list) and not INTERPRETED
     return Survey(
-        request=wanted,
+        request=complete,
         device=device,
         environment=facts,
-        ceilings=measure_ceilings(device, wanted.dtypes if multiplied else ()),
+        ceilings=measure_ceilings(device, complete.dtypes if multiplied else ()),
         cache_bytes=cache_bytes(device),
         architecture=COUNTED_ARCHITECTURE if INTERPRETED else architecture().name,
         seconds=SECONDS[device],
         why_untimed=INTERPRETED_REASON if INTERPRETED else "",
-        ops=found,
+        ops=op_list,
     )
 
 
-def serve_ops(where: Survey, wanted: tuple[Op, ...]) -> None:
+def serve_ops(where: Survey, pending: tuple[Op, ...]) -> None:
     """Reply to each question of the parent with the outcome of the next op."""
-    outcomes = (measure(op, where) for op in wanted)
+    outcomes = (measure(op, where) for op in pending)
     with quiet_device(where.device):
         serve(lambda: next(outcomes))
 
@@ -128,7 +128,7 @@ def _rows(op: Op, direction: Direction, launched: Sequence[Launched]) -> list[Ro
 
 
 def _calls(op: Op, direction: Direction, functions: Functions, where: Survey) -> Makers:
-    """What makes the calls of each contender, all on the same operands."""
+    """The makers of each contender's calls, all on the same operands."""
     operands = operands_of(op, where.device)
     read = sum(tensor.nbytes for tensor in operands.differentiable())
     copies = rotated(operands, sets(read, where.cache_bytes))
@@ -161,7 +161,7 @@ def _sampled(row: Row, makers: Makers, where: Survey) -> Row:
 
 
 def _untimed(where: Survey) -> dict[Contender, str]:
-    """What this machine cannot time, and why."""
+    """The contenders that this machine cannot time, and why."""
     reasons: dict[Contender, str] = {"fused": where.why_untimed} if where.why_untimed else {}
     if where.device == "cpu" and environment.cpp_compiler() is None:
         reasons["compile"] = "torch.compile needs a C++ compiler on CPU: install g++, or name one in CXX"

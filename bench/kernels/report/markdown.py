@@ -49,7 +49,11 @@ def write(directory: Path, run: KernelRun) -> list[Path]:
         "report.md": render(run, rows, tuple(pictures)).encode(),
         "results.csv": csv.render(frame(rows)).encode(),
         "results.json": msgspec.json.encode(run) + b"\n",
-        **{f"plots/{name}.{kind}": figures.encode(of, kind) for name, of in pictures.items() for kind in figures.KINDS},
+        **{
+            f"plots/{name}.{kind}": figures.encode(figure, kind)
+            for name, figure in pictures.items()
+            for kind in figures.KINDS
+        },
     }
     with explained(f"cannot write the report to {directory}", "make it writable"):
         return [replace_file(directory / name, data) for name, data in files.items()]
@@ -90,12 +94,12 @@ def render(run: KernelRun, rows: list[Record], pictures: Sequence[str]) -> str:
 
 def _product_rates(where: Survey) -> str:
     """E.g. ` (bf16 700 TFLOP/s)`."""
-    found = [f"{name} {rate(value, 'FLOP/s')}" for name, value in where.ceilings.matmul_flops_per_s.items()]
-    return f" ({listing(found)})" if found else ""
+    rates = [f"{name} {rate(value, 'FLOP/s')}" for name, value in where.ceilings.matmul_flops_per_s.items()]
+    return f" ({listing(rates)})" if rates else ""
 
 
 def scope(run: KernelRun) -> str:
-    """What was asked for."""
+    """The ops that were asked for, in a sentence."""
     request = run.survey.request
     size = "their own size" if request.image_size is None else f"{request.image_size} px"
     models = [f"{listing(request.models)} at {size}"] if request.models else []
@@ -107,10 +111,10 @@ def scope(run: KernelRun) -> str:
 
 
 def outcome(run: KernelRun) -> str:
-    """How many ops became what."""
-    wrong = sum(one.wrong for one in run.outcomes)
-    failed = sum(one.failed for one in run.outcomes)
-    checked = sum(one.check is not None for one in run.outcomes)
+    """The outcomes of the ops, in sentences."""
+    wrong = sum(result.wrong for result in run.outcomes)
+    failed = sum(result.failed for result in run.outcomes)
+    checked = sum(result.check is not None for result in run.outcomes)
     parts = [f"{count(len(run.survey.ops), 'op')} (a form at a shape and dtype), each forward and backward."]
     if wrong:
         parts.append(f"**Parity failed in {count(wrong, 'op')}**: what they compute is wrong, so they have no speed.")
@@ -124,7 +128,7 @@ def outcome(run: KernelRun) -> str:
 
 
 def target_sentences(run: KernelRun, rows: list[Record]) -> list[str]:
-    """What the figures are held against, on a GPU: one sentence each."""
+    """The targets that figures are held against on a GPU: one sentence each."""
     if run.survey.device != "cuda":
         return []
     launched = judged(rows, run.survey.cache_bytes)
@@ -137,11 +141,11 @@ def target_sentences(run: KernelRun, rows: list[Record]) -> list[str]:
         step = (total.model, total.dtype, request.mode)
         judged_step = step == JUDGED_STEP and (total.contender, total.work) == ("fused", NORMS)
         for name, limit in RATIO_TARGETS.items() if judged_step else ():
-            if found := total.over.get(name):
-                verdict = "met" if found.median <= limit else f"missed by {found.median / limit - 1:.0%}"
+            if interval := total.over.get(name):
+                verdict = "is met" if interval.median <= limit else f"is missed by {interval.median / limit - 1:.0%}"
                 sentences.append(
-                    f"{total.model} in {total.dtype}: {_interval(total, name)} the time of {SERIES[name].label}, "
-                    f"wanted at most {limit:g}x: {verdict}."
+                    f"{total.model} in {total.dtype}: {_interval(total, name)} the time of {SERIES[name].label}; the "
+                    f"target of at most {limit:g}x {verdict}."
                 )
     return sentences
 
@@ -162,19 +166,19 @@ def _total_record(run: KernelRun, total: Total) -> Record:
 
 
 def _interval(total: Total, name: Contender) -> str:
-    found = total.over.get(name)
-    return MISSING if found is None else ratio(found.median, found.low, found.high)
+    interval = total.over.get(name)
+    return MISSING if interval is None else ratio(interval.median, interval.low, interval.high)
 
 
 def _parts(rows: list[Record], columns: tuple[Column, ...]) -> list[Part]:
     """A table for each dtype and direction."""
     cells = grouped(rows, lambda row: (row["dtype"], row["direction"]))
-    return [Part(title=f"{dtype}, {direction}", table=table(of, columns)) for (dtype, direction), of in cells]
+    return [Part(title=f"{dtype}, {direction}", table=table(cell, columns)) for (dtype, direction), cell in cells]
 
 
 def _once(rows: list[Record]) -> list[Record]:
     """One row an op."""
-    return [of[0] for _, of in grouped(rows, lambda row: (row["form"], shape_name(row), row["dtype"]))]
+    return [cell[0] for _, cell in grouped(rows, lambda row: (row["form"], shape_name(row), row["dtype"]))]
 
 
 def _value(name: str, show: Callable[[float | None], str]) -> Callable[[Record], str]:
@@ -182,7 +186,7 @@ def _value(name: str, show: Callable[[float | None], str]) -> Callable[[Record],
 
 
 def _time(run: KernelRun, name: Contender) -> Column:
-    """In µs on a GPU, in ms on a CPU. Where there is none and a machine cannot, that is said."""
+    """Times in µs on a GPU, in ms on a CPU; `not timed` where a machine cannot time the contender."""
     unit, factor = ("µs", 1e3) if run.survey.device == "cuda" else ("ms", 1.0)
     untimed = bool(run.survey.why_untimed) and name == "fused"
 
@@ -222,7 +226,7 @@ def _launch_columns(run: KernelRun) -> tuple[Column, ...]:
         _time(run, "fused"),
         _time(run, "copy"),
         Column("fused: of roofline", _value("fused_roofline_percent", percent)),
-        Column("wanted", lambda row: percent(target(row))),
+        Column("target", lambda row: percent(target(row))),
     )
 
 

@@ -16,7 +16,7 @@ from bench.render.text import rate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """How a contender looks."""
+    """The look of a contender."""
 
     label: str
     colour: str
@@ -46,7 +46,8 @@ def figures(rows: list[Record], copy_bytes_per_s: float) -> dict[str, Figure]:
     timed = [row for row in whole(rows) if any(row[f"{name}_ms"] is not None for name in CONTENDERS)]
     with mpl.rc_context(STYLE):
         return {
-            f"roofline-{dtype}": _figure(of, copy_bytes_per_s) for dtype, of in grouped(timed, lambda r: r["dtype"])
+            f"roofline-{dtype}": _figure(group, copy_bytes_per_s)
+            for dtype, group in grouped(timed, lambda r: r["dtype"])
         }
 
 
@@ -87,11 +88,11 @@ def _place(row: Record) -> Place:
 
 
 def _places(rows: list[Record]) -> dict[Place, int]:
-    """Where each op stands on the axis."""
+    """The place of each op on the axis."""
     places: dict[Place, int] = {}
     following = 0
-    for _, of in grouped(rows, lambda row: row["form"]):
-        ordered = dict.fromkeys(_place(row) for row in sorted(of, key=lambda row: -row["tensor_bytes"]))
+    for _, group in grouped(rows, lambda row: row["form"]):
+        ordered = dict.fromkeys(_place(row) for row in sorted(group, key=lambda row: -row["tensor_bytes"]))
         places |= {place: following + step for step, place in enumerate(ordered)}
         following += len(ordered) + GAP
     return places
@@ -123,11 +124,11 @@ def _tick(shape: str) -> str:
 
 
 def _legend(figure: Figure, rows: list[Record], copy_bytes_per_s: float) -> None:
-    shown = [of for name, of in reversed(SERIES.items()) if any(row[f"{name}_ms"] is not None for row in rows)]
+    shown = [series for name, series in reversed(SERIES.items()) if any(row[f"{name}_ms"] is not None for row in rows)]
     handles = [
-        Line2D([], [], linestyle="", color=of.colour, marker=of.marker, markersize=of.size, label=of.label,
-               markeredgecolor=of.edge, markeredgewidth=of.edge_width)
-        for of in shown
+        Line2D([], [], linestyle="", color=series.colour, marker=series.marker, markersize=series.size,
+               label=series.label, markeredgecolor=series.edge, markeredgewidth=series.edge_width)
+        for series in shown
     ]  # fmt: skip
     label = f"ceiling: a large copy, {rate(copy_bytes_per_s, 'B/s')}"
     handles.append(Line2D([], [], color=FRONTIER, linewidth=1.2, linestyle="--", label=label))

@@ -16,10 +16,10 @@ RATIOS: tuple[tuple[Contender, Contender], ...] = (("fused", "eager"), ("fused",
 COLUMNS: dict[str, str] = {
     "form": "What is fused; a row of the table of kernels.",
     "n, c, h, w": "Shape of x.",
-    "dtype": "Of x and y: `fp32`, `bf16` or `fp16`; parameters and statistics are fp32.",
+    "dtype": "Dtype of x and y: `fp32`, `bf16` or `fp16`; parameters and statistics are fp32.",
     "mode": "`train`: statistics of the batch; `eval`: running statistics.",
     "direction": "`forward` or `backward`.",
-    "launch": "Of a single launch its kind of pass, or the name of its kernel; empty for the whole call.",
+    "launch": "Kind of pass of a single launch, or the name of its kernel; empty for a whole call.",
     "<model>_layers": "How many of these one step of the network makes.",
     "status": "`valid`, `not-timed`, `parity-failed`, `crashed` or `not-run`.",
     "reason": "Why the status is not `valid`, or what has no time in a valid row.",
@@ -29,9 +29,9 @@ COLUMNS: dict[str, str] = {
     "parity_error": "Its relative L2 error against fp64.",
     "parity_eager_error": "Eager's error of the same tensor at the same precision.",
     "parity_tolerance": "The largest error that passes.",
-    "tensor_bytes": "Of x.",
-    "bytes": "Read and written by the fused launches, and by the 3x3 convolution of a bottleneck, each tensor once.",
-    "flops": "Of the products of matrices among these; two for a multiplication and an addition.",
+    "tensor_bytes": "Bytes of x.",
+    "bytes": "Bytes read and written by the fused launches and by a bottleneck's 3x3 convolution; each tensor once.",
+    "flops": "FLOPs of the products of matrices among these; a multiplication and an addition are two.",
     "floor_bytes": "The least for a tensor that no cache holds; whole calls of BatchNorms only.",
     "roofline_ms": "The larger of `bytes` over the rate of a large copy and `flops` over that of large products.",
     "<contender>_ms": "Median time of one call: `fused`, `eager`, `compile`, and `copy`, a plain copy of `bytes`.",
@@ -79,7 +79,7 @@ def whole(rows: list[Record]) -> list[Record]:
 
 
 def _rows(outcome: Outcome) -> tuple[Row, ...]:
-    """Those of the outcome; of an op that has none a row for each direction."""
+    """The rows of an outcome; for an op that has none, one for each direction."""
     return outcome.rows or tuple(Row(direction=name, tensor_bytes=0, bytes=0) for name in get_args(Direction))
 
 
@@ -89,7 +89,7 @@ def _op(run: KernelRun, op: Op) -> dict[str, Any]:
 
 
 def _status(outcome: Outcome, row: Row, interrupted: str) -> dict[str, str]:
-    """The worst of all that is to be said of a row."""
+    """The worst status that a row deserves, and the reason."""
     missing = "; ".join(f"{name}: {why}" for name, why in (row.failures | row.untimed).items())
     status, reason = Status.VALID.value, missing
     if outcome.failure:

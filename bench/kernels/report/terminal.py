@@ -47,8 +47,8 @@ def _sum(run: KernelRun, total: Total) -> Record:
 
 def _over(name: str, show: Ratio) -> Callable[[Any], str]:
     def shown(row: Record) -> str:
-        found = row["over"].get(name)
-        return "" if found is None else show(found.median, found.low, found.high)
+        interval = row["over"].get(name)
+        return "" if interval is None else show(interval.median, interval.low, interval.high)
 
     return shown
 

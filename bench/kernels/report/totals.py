@@ -1,4 +1,4 @@
-"""What the rows of the kernel bench add up to: all work of one step, and the figures it is held against."""
+"""The sums over the rows of the kernel bench: all work of one step, and the figures it is held against."""
 
 from dataclasses import dataclass
 
@@ -41,13 +41,13 @@ class Total:
 
 
 def totals(rows: list[Record], models: tuple[str, ...]) -> list[Total]:
-    """By network, dtype, work and contender, which a copy is not. Empty for networks of which nothing was asked."""
-    found = []
+    """The totals by network, dtype, work and contender, but for copies. None for networks that were not asked for."""
+    sums = []
     for model in models:
         layers = [row for row in whole(rows) if row[f"{model}_layers"]]
         for (dtype, work), cell in grouped(layers, lambda row: (row["dtype"], _work(row))):
-            found += [_total(cell, model, dtype, work, name) for name in CONTENDERS if name != "copy"]
-    return found
+            sums += [_total(cell, model, dtype, work, name) for name in CONTENDERS if name != "copy"]
+    return sums
 
 
 def _work(row: Record) -> str:
@@ -93,7 +93,7 @@ def _ratio(rows: list[Record], model: str, over: Contender, under: Contender) ->
 
 
 def target(row: Record) -> float:
-    """What the launch of a row has to reach."""
+    """The per cent of its roofline that the launch of a row has to reach."""
     return TARGETS.get(row["launch"].split()[0], MULTIPLIED)
 
 

@@ -1,4 +1,4 @@
-"""What a search for tiles found: its times as tables, and the lines to paste into the tables of tiles."""
+"""The results of a search for tiles: its times as tables, and the lines to paste into the tables of tiles."""
 
 import json
 from itertools import groupby
@@ -15,9 +15,9 @@ Trials = list[Trial]
 Choice = tuple[tuple[str, int], ...]  # a tile; none of its fields: a library
 
 
-def tables(found: Trials) -> dict[str, list[dict[str, object]]]:
-    """For each launch a line a tile, the fastest first: µs at each shape, and its mean time over the best."""
-    return {_name(key): _lines(list(of)) for key, of in groupby(found, key=lambda trial: trial.key)}
+def tables(results: Trials) -> dict[str, list[dict[str, object]]]:
+    """A table for each launch, a line for each tile, fastest first: µs at each shape, and mean time over the best."""
+    return {_name(key): _lines(list(group)) for key, group in groupby(results, key=lambda trial: trial.key)}
 
 
 def _name(key: TileKey) -> str:
@@ -28,10 +28,10 @@ def _choice(trial: Trial) -> Choice:
     return tuple(trial.tile.items())
 
 
-def _lines(found: Trials) -> list[dict[str, object]]:
-    scores = _scores(found)
+def _lines(results: Trials) -> list[dict[str, object]]:
+    scores = _scores(results)
     by_choice: dict[Choice, Trials] = {}
-    for trial in found:
+    for trial in results:
         by_choice.setdefault(_choice(trial), []).append(trial)
     fields = next(dict(choice) for choice in by_choice if choice)
     ordered = sorted(by_choice, key=lambda choice: scores.get(choice, float("inf")))
@@ -55,48 +55,50 @@ def _microseconds(trial: Trial) -> str:
     return "" if trial.ms is None else significant(1e3 * trial.ms)
 
 
-def _scores(found: Trials) -> dict[Choice, float]:
-    """Of each tile that ran at every shape: the geometric mean over shapes of its time over the least."""
+def _scores(results: Trials) -> dict[Choice, float]:
+    """The score of each tile that ran at every shape: the geometric mean over shapes of its time over the least."""
     times: dict[Choice, dict[object, float]] = {}
-    shapes = {trial.op.key for trial in found}
-    for trial in found:
+    shapes = {trial.op.key for trial in results}
+    for trial in results:
         if trial.ms is not None:
             times.setdefault(_choice(trial), {})[trial.op.key] = trial.ms
-    least = {shape: min((of[shape] for of in times.values() if shape in of), default=0.0) for shape in shapes}
+    least = {shape: min((ms[shape] for ms in times.values() if shape in ms), default=0.0) for shape in shapes}
     return {
-        choice: exp(sum(log(of[shape] / least[shape]) for shape in shapes) / len(shapes))
-        for choice, of in times.items()
-        if of.keys() == shapes
+        choice: exp(sum(log(ms[shape] / least[shape]) for shape in shapes) / len(shapes))
+        for choice, ms in times.items()
+        if ms.keys() == shapes
     }
 
 
-def paste(found: Trials) -> dict[str, list[str]]:
-    """By table its lines: for each launch the tile with the least mean, or the present one where that is as good.
+def paste(results: Trials) -> dict[str, list[str]]:
+    """The lines of each table: for each launch the tile with the least mean, or the present one where it is as good.
 
     TILES is written anew. SEARCHED takes what is better than the other tables say, by architecture and shape.
     """
     lines: dict[str, list[str]] = {"TILES in kernels/launch/passes.py": [], "SEARCHED in kernels/products/tiles.py": []}
-    of_passes, of_products = lines.values()
-    for key, group in groupby(found, key=lambda trial: trial.key):
+    passes, products = lines.values()
+    for key, group in groupby(results, key=lambda trial: trial.key):
         best, comment = _best(list(group))
         if isinstance(key, str):
-            of_passes.append(f"    {json.dumps(key)}: Tile({_arguments(best)}),{comment}")
+            passes.append(f"    {json.dumps(key)}: Tile({_arguments(best)}),{comment}")
         elif comment:
             value = f"ProductTile({_arguments(best)})" if best else json.dumps(LIBRARY)
-            of_products.append(f"    Product({', '.join(map(json.dumps, key))}): {value},{comment}")
-    return {table: of for table, of in lines.items() if of}
+            products.append(f"    Product({', '.join(map(json.dumps, key))}): {value},{comment}")
+    return {table: entries for table, entries in lines.items() if entries}
 
 
-def _best(found: Trials) -> tuple[Choice, str]:
-    """And by how much it is better than the present one; nothing where it is that."""
-    scores = _scores(found)
-    present = next(_choice(trial) for trial in found if trial.present)
+def _best(results: Trials) -> tuple[Choice, str]:
+    """The best tile, and a comment that says by how much it beats the present one; empty where it is that one."""
+    scores = _scores(results)
+    present = next(_choice(trial) for trial in results if trial.present)
     best = min(scores, key=lambda choice: scores[choice], default=present)
     if present in scores and scores[present] <= scores[best] * (1 + WORTH):
         best = present
     if best == present:
         return best, ""
-    gain = f"{1 - scores[best] / scores[present]:.1%} less time than now" if present in scores else "the other fails"
+    gain = (
+        f"{1 - scores[best] / scores[present]:.1%} less time than now" if present in scores else "the present one fails"
+    )
     return best, f"  # {gain}"
 
 

@@ -1,4 +1,4 @@
-"""What the terminal shows while kernels are measured: a bar, and a line for each finished op."""
+"""The display of the terminal while kernels are measured: a bar, and a line for each finished op."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ SHOWN: tuple[Contender, ...] = ("fused", "eager", "compile")
 
 
 class Watch:
-    """Off a terminal there is no bar, only the lines."""
+    """The bar and the lines; off a terminal the lines alone."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress = console, progress
