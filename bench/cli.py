@@ -21,7 +21,7 @@ from bench.workers.errors import WorkerError, is_for_people
 
 
 class Refused(click.ClickException):
-    """What was asked for cannot be done: one paragraph, no traceback."""
+    """The command cannot do what was asked for: one paragraph, no traceback."""
 
     exit_code = Exit.USAGE
 

@@ -1,4 +1,4 @@
-"""What samples of a time say about it: medians, their intervals, and when to stop. numpy only, pure functions.
+"""Statistics of samples of a time: medians, their intervals, and when to stop. numpy only, pure functions.
 
 Samples are times of one step in any one unit, in the order they were taken. The intervals hold for independent
 samples; a drifting clock makes them too narrow, which is why speed-ups are measured by turns (`speedups`).

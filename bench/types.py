@@ -13,7 +13,7 @@ Kind = Literal["measure", "parity", "max-batch"]
 
 
 class Status(StrEnum):
-    """What became of a case. Exactly one a row; `Result.reason` says more."""
+    """The outcome of a case. Exactly one a row; `Result.reason` says more."""
 
     VALID = "valid"
     PARITY_FAILED = "parity-failed"
@@ -30,7 +30,7 @@ class Status(StrEnum):
 
 # Marks: the case was measured and its figures stand, under a condition that can only have made it slower or noisier.
 MARKS = frozenset({Status.UNSTABLE, Status.THROTTLED, Status.RECOMPILED, Status.SHARED_GPU})
-# How a case may end without anything having gone wrong.
+# The outcomes in which nothing has gone wrong.
 FINE = frozenset({Status.VALID, Status.NOT_TIMED, Status.UNSUPPORTED})
 
 
@@ -64,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How cases are measured: the same for every case of a run. Times in seconds."""
+    """The settings by which cases are measured, the same for every case of a run. Times in seconds."""
 
     confidence: float = 0.005  # target half-width of the 95 % interval of the median, relative to the median
     warmup_budget_s: float = 5.0
@@ -111,7 +111,7 @@ Rounds = tuple[tuple[float, ...], ...]  # ms of each step of each turn; in a rou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What came out of timing one case."""
+    """The result of timing one case."""
 
     samples_ms: tuple[float, ...]  # every sample, in order, untrimmed: device time of one step
     wall_ms: float  # host wall time per step over the same samples
@@ -170,7 +170,7 @@ class ParityResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What a case is checked against: made once for all paths of a cell, see `bench.parity.reference`."""
+    """The reference that a case is checked against, made once for all paths of a cell: see `bench.parity.reference`."""
 
     batch_size: int  # what fits; the timed batch where it does
     note: str  # why not the timed batch; empty where it is
@@ -180,7 +180,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The least work that one step of a case can be: see `bench.machine.ceilings.cost`."""
+    """The least work that one step of a case can be: see `bench.measure.cost`."""
 
     flops: int
     bytes: int
@@ -188,7 +188,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """What this device was measured to reach, by name of the precision."""
+    """The rates that this device was measured to reach, those of products by name of the precision."""
 
     copy_bytes_per_s: float  # bytes read plus bytes written
     matmul_flops_per_s: dict[str, float]  # fp64, fp32, tf32, bf16, fp16: those the device runs
@@ -199,7 +199,7 @@ class Ceilings:
 class Environment:
     """Facts about where a run was made. The hash keys the journal: other facts, other results.
 
-    The source files are no facts: the fact `revision` tells them apart, and these say which they are.
+    Source files are not among the facts: the fact `revision` tells their states apart, and these name the files.
     """
 
     facts: dict[str, str]
@@ -213,7 +213,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One row: a case and what became of it. Written once, when the case is finished."""
+    """One row: a case and its outcome. Written once, when the case is finished."""
 
     case: Case
     status: Status
@@ -230,7 +230,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run is to do: the first line of its journal, so that a resume needs nothing else."""
+    """The work of a run: the first line of its journal, so that a resume needs nothing else."""
 
     name: str  # of the preset
     cases: tuple[Case, ...]  # in the order they run: the most telling first

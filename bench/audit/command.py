@@ -32,7 +32,7 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 FORMS = (*FUSED, "running statistics")
 
 EXITS = {
-    Exit.VALID: "every kernel is as it should be",
+    Exit.VALID: "no kernel has a fault",
     Exit.PARITY_FAILED: "a kernel spills, has narrow accesses or too much shared memory, or does not compile",
     Exit.USAGE: "bad usage: nothing was compiled",
     Exit.FAILED: "a compiler died, or Ctrl-C",
@@ -60,7 +60,9 @@ class CompilerDied(click.ClickException):
         exits=EXITS,
     )
 )
-@click.option("--arch", "archs", type=names, default=",".join(ARCHS), show_default=True, help="GPUs to compile for.")
+@click.option(
+    "--arch", "archs", type=names, default=",".join(ARCHS), show_default=True, help="Architectures to compile for."
+)
 @click.option(
     "--dtypes",
     type=names,
@@ -68,12 +70,15 @@ class CompilerDied(click.ClickException):
     show_default=True,
     help="Precisions of the activations.",
 )
-@click.option("--forms", type=names, default=",".join(FORMS), show_default=True, help="What is fused.")
+@click.option("--forms", type=names, default=",".join(FORMS), show_default=True, help="Fused forms to compile.")
 @shape_option(
-    "Of x, can be repeated. [default: those of resnet18 and resnet50 at batch 256 and 224 px, and some odd ones]"
+    "Shape of x; may be repeated. [default: those of resnet18 and resnet50 at batch 256 and 224 px, and some odd ones]"
 )
 @click.option(
-    "--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every compilation here."
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write every compilation to this CSV file.",
 )
 @grouped(OUTPUT_OPTIONS)
 @click.pass_context
@@ -89,13 +94,14 @@ def audit(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Compile every Triton kernel for sm_80, sm_90 and sm_100, without a GPU, and see what came out.
+    """Compile every Triton kernel for sm_80, sm_90 and sm_100, without a GPU, and judge the result.
 
-    Forward and backward, training and evaluation, channels_last and NCHW (bottlenecks: channels_last, and fp32 also in
-    TF32). A line of the table is the worst of its compilations: the most registers of a thread, bytes that it spills
-    and bytes of its stack, the most shared memory of a program, the widest load and store, the narrowest main one, and
-    the lowest occupancy. Main accesses are those of activations whose layout allows 128 bits. A spill, a narrower main
-    access and more shared memory than the architecture gives a program are faults.
+    Kernels are compiled for forward and backward, training and evaluation, channels_last and NCHW (bottlenecks:
+    channels_last alone, and fp32 also in TF32). A line of the table shows the worst of its compilations: the most
+    registers, spilled bytes and stack bytes of a thread, the most shared memory of a program, the widest load and
+    store, the narrowest main access, and the lowest occupancy. Main accesses are those of activations whose layout
+    allows 128 bits. A spill, a narrower main access, and more shared memory than the architecture gives a program are
+    faults.
     """
     for option, given, allowed in (("--arch", archs, ARCHS), ("--dtypes", dtypes, DTYPES), ("--forms", forms, FORMS)):
         if unknown := [name for name in given if name not in allowed]:
@@ -135,7 +141,9 @@ def _compiled(
         try:
             rows = Terms(timeout_s=_TIMEOUT_S, on_phase=show).call(worker.examine, archs, dtypes, forms, shapes)
         except WorkerError as error:
-            raise CompilerDied(f"the audit has no answer: {error}; try fewer at a time, e.g. --arch sm_90") from error
+            raise CompilerDied(
+                f"the audit has no answer: {error}; try fewer at a time, e.g. with --arch sm_90"
+            ) from error
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the audit compiles unless somebody says otherwise. Worker side: called through `bench.workers.parent`."""
+"""The audit's shapes by default, and its compilations. Worker side: called through `bench.workers.parent`."""
 
 from collections.abc import Sequence
 
@@ -24,19 +24,19 @@ def examine(archs: Sequence[str], dtypes: Sequence[str], forms: Sequence[str], s
     """
     defaults = default_shapes()
     asked = {form: [shape for shape in shapes if form == RUNNING_STATISTICS or fits(form, shape)] for form in forms}
-    wanted = {form: asked[form] if shapes else defaults[form] for form in FORMS if form in forms}
-    return audit(wanted, archs, dtypes, on_progress=lambda done, every: announce(f"{done}/{every}"))
+    chosen = {form: asked[form] if shapes else defaults[form] for form in FORMS if form in forms}
+    return audit(chosen, archs, dtypes, on_progress=lambda done, every: announce(f"{done}/{every}"))
 
 
 def default_shapes() -> dict[str, list[Shape]]:
-    """For each form the shapes that it meets in resnet18 and resnet50, and the odd ones.
+    """The shapes that each form meets in resnet18 and resnet50, and the odd ones.
 
     Plain BatchNorm, which no fused network has, is taken to meet those of all others.
     """
-    found: dict[str, dict[Shape, None]] = {form: {} for form in FORMS}
+    met: dict[str, dict[Shape, None]] = {form: {} for form in FORMS}
     for model in MODELS:
         for form, shape in layers(model, BATCH_SIZE):
             for name in (form,) if form in BLOCKS_BY_NAME else (form, PLAIN, RUNNING_STATISTICS):
-                found[name][shape] = None
+                met[name][shape] = None
     odd = {form: ODD_BLOCK_SHAPES if form in BLOCKS_BY_NAME else ODD_SHAPES for form in FORMS}
-    return {form: [*shapes, *odd[form]] for form, shapes in found.items()}
+    return {form: [*shapes, *odd[form]] for form, shapes in met.items()}

@@ -28,7 +28,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def agreement_of(case: Case, settings: Settings, number: int) -> dict[str, object]:
-    """What `number` turns of each say; tells the parent how many rounds are done."""
+    """The record of `number` turns of each; tells the parent how many rounds are done."""
     with malloc.freed_is_kept(case.device):  # as in the harness's workers
         turns = {"harness": harness_turns(case, settings), "independent": independent_turns(case, settings)}
         taken = []
@@ -39,7 +39,7 @@ def agreement_of(case: Case, settings: Settings, number: int) -> dict[str, objec
 
 
 def harness_turns(case: Case, settings: Settings) -> Turn:
-    """As a worker measures: the case's program, warmed up, by the harness's clock and stop rule."""
+    """Turns as a worker takes them: the case's program, warmed up, by the harness's clock and stop rule."""
     program = make_program(case, settings)
     images, labels = make_batch(case, settings.seed)
     images = program.place(images)
@@ -61,7 +61,7 @@ def independent_turns(case: Case, settings: Settings) -> Turn:
 
 
 def independent_step(case: Case) -> Callable[[], None]:
-    """A step of torchvision's model, eager, contiguous; nothing of it is the harness's."""
+    """A step of torchvision's model, eager, contiguous; none of it is the harness's."""
     from torchvision.models import get_model  # noqa: PLC0415 - takes a second
 
     train, network = case.mode == "train", network_of(case.model)
@@ -86,7 +86,7 @@ def independent_step(case: Case) -> Callable[[], None]:
 
 
 def record(case: Case, harness_ms: Sequence[list[float]], independent_ms: Sequence[list[float]]) -> dict[str, object]:
-    """What was found, with every sample of every turn. `ratio` is the harness's throughput over the independent one."""
+    """The comparison, with every sample of every turn. `ratio` is the harness's throughput over the independent one."""
     ratio = median_interval(speedups(independent_ms, harness_ms))
     return {
         "case": case.key,

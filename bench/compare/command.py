@@ -1,4 +1,4 @@
-"""Holds the harness against an independent loop. Imports no torch."""
+"""Compares the harness with an independent loop. Imports no torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -51,12 +51,18 @@ _EXITS = {
     metavar="NAME",
     default="eager",
     show_default=True,
-    help="From `resbench list paths`.",
+    help="A name from `resbench list paths`.",
 )
-@click.option("--device", type=click.Choice(get_args(Device)), help="[default: cuda where there is a GPU]")
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Turns of each.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="Time of a turn.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON with every sample here.")
+@click.option(
+    "--device", type=click.Choice(get_args(Device)), help="Where to run. [default: cuda where there is a GPU]"
+)
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Number of turns of each.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="Length of a turn in seconds."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON with every sample to this file."
+)
 @grouped(OUTPUT_OPTIONS)
 @click.pass_context
 def agreement(
@@ -73,7 +79,7 @@ def agreement(
 ) -> None:
     """Measure one case with the harness and with an independent loop, interleaved, and compare.
 
-    The loop runs torchvision's eager model: only the path eager is bound to agree with it. They agree where their
+    The loop runs torchvision's eager model: only the path eager has to agree with it. The two agree if their
     throughputs differ by at most 5 %.
     """
     if out is not None:
@@ -89,16 +95,16 @@ def agreement(
     with bar(output.console()) as progress:
         task = progress.add_task(case.key, total=rounds)
         terms = Terms(timeout_s=_TIMEOUT_S, on_phase=lambda phase: progress.update(task, completed=int(phase)))
-        found = terms.call(worker.agreement_of, case, settings, rounds)
+        record = terms.call(worker.agreement_of, case, settings, rounds)
     if not as_json:
         say(
             output.console(),
-            f"{case.key}: harness {found['harness_images_per_s']:.2f} img/s, independent loop "
-            f"{found['independent_images_per_s']:.2f} img/s, ratio {found['ratio']:.3f} "
-            f"[{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]",
+            f"{case.key}: harness {record['harness_images_per_s']:.2f} img/s, independent loop "
+            f"{record['independent_images_per_s']:.2f} img/s, ratio {record['ratio']:.3f} "
+            f"[{record['ratio_low']:.3f}, {record['ratio_high']:.3f}]",
         )
-    ends = Exit.VALID if found["agrees"] else Exit.FAILED
+    ends = Exit.VALID if record["agrees"] else Exit.FAILED
     if out is not None:
-        write_file(out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    output.finish([found], ends, files=[out] if out else [])
+        write_file(out, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    output.finish([record], ends, files=[out] if out else [])
     ctx.exit(ends)

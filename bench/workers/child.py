@@ -18,7 +18,7 @@ from bench.workers.errors import describe, is_for_people
 
 
 class Serving(Enum):
-    """That a worker is ready for questions."""
+    """The sign that a worker is ready for questions."""
 
     SERVING = "serving"
 
@@ -35,7 +35,7 @@ def announce(phase: str) -> None:
 
 
 def serve(reply: Callable[[], object]) -> None:
-    """In a worker: reply to each question of the parent until it has no more. Outside a worker nobody asks."""
+    """Reply, in a worker, to each question of the parent until it has no more. Outside a worker nobody asks."""
     if _connection is None:
         return
     _connection.send(("serving", None))
@@ -44,7 +44,7 @@ def serve(reply: Callable[[], object]) -> None:
 
 
 def work(line: Connection, task: Callable[[], object], log: Path | None, scratch: str) -> None:
-    """The life of a worker."""
+    """Run the task as a worker, and send its value or its error to the parent."""
     global _connection  # noqa: PLW0603 - one a process, set once
     _connection = line
     os.setsid()  # a group of its own: Ctrl-C reaches the parent alone, which then ends the group
@@ -76,7 +76,7 @@ def _end_with_parent() -> None:
 
 
 def _redirect(log: Path | None) -> None:
-    """Send what it prints to the log: each line at once, for it may be killed, and with every character."""
+    """Send what the worker prints to the log: each line at once, for it may be killed, and with every character."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -1,4 +1,4 @@
-"""How the parent names functions that run in workers. Imports no torch.
+"""The names by which the parent calls functions that run in workers. Imports no torch.
 
     if TYPE_CHECKING:
         from bench.run import worker
@@ -48,7 +48,7 @@ class Remote:
 
 
 def checked(task: Callable[[], object]) -> object:
-    """What the task returns, which is what its function's annotation says.
+    """The value of the task, which is of the type that its function's annotation says.
 
     Raises:
         TypeError: it is of another type.

@@ -1,4 +1,4 @@
-"""How an error is said in a line, whose it is, and the errors of workers. Standard library only."""
+"""An error in one line, whether it is ours, and the errors of workers. Standard library only."""
 
 import traceback
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OURS = tuple(f"{ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))  # where the files of ours lie
+OURS = tuple(f"{ROOT / package}{'/'}" for package in ("bench", "kernels", "resnet"))  # where our files lie
 
 
 class WorkerError(Exception):
@@ -28,7 +28,7 @@ def describe(error: BaseException) -> str:
 
 
 def is_for_people(error: ValueError) -> bool:
-    """Whether we raised it, to say what was wrong: those of libraries are mistakes of ours."""
+    """Whether our code raised it, to say what was wrong: one that a library raised is a mistake of ours."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(OURS)
 

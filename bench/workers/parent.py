@@ -26,7 +26,7 @@ from bench.workers.errors import WorkerCrashedError, WorkerTimeoutError, describ
 # Imported once by the server and inherited by every worker. The first chooses how Triton's kernels run, which has to
 # be before the second imports Triton with torch.
 _PRELOAD = ["kernels.launch.runtime", "bench.run.worker"]
-_UNWANTED = {  # messages that come at the wrong time: a mistake of ours, which costs this worker alone
+_UNEXPECTED = {  # messages that come at the wrong time: a mistake of ours, which costs this worker alone
     "value": "it ended instead of replying", "reply": "it replied unasked", "serving": "it waits for questions",
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """On which terms a worker runs: its time, where what it prints goes (or nowhere), and who hears of its phases."""
+    """The terms of a worker: its time, the log of what it prints (None: nowhere), and who hears of its phases."""
 
     timeout_s: float = 600.0
     log: Path | None = None
@@ -58,7 +58,7 @@ class Terms:
 
     @contextmanager
     def started(self, entry: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> Iterator["Worker[R]"]:
-        """A worker that runs the function, to talk with while it does. Raises as `call`."""
+        """A worker that runs the function, to talk with while it does. Raises like `call`."""
         places.settle()
         with TemporaryDirectory(prefix="resbench-worker-", ignore_cleanup_errors=True) as scratch:
             line, process = _started(partial(entry, *arguments, **named), self.log, scratch)
@@ -70,7 +70,7 @@ class Terms:
 
 
 def call(entry: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """As `Terms.call`, on the usual terms."""
+    """`Terms.call` on the default terms."""
     return Terms().call(entry, *arguments, **named)
 
 
@@ -82,7 +82,7 @@ class Worker(Generic[R]):
         self._phase = "start-up"
 
     def answer(self, timeout_s: float, on_phase: Callable[[str], None] = lambda _: None) -> R:
-        """What the entry returns.
+        """The value that the entry returns.
 
         Raises:
             WorkerTimeoutError: nothing after `timeout_s` seconds.
@@ -93,25 +93,25 @@ class Worker(Generic[R]):
         return value
 
     def answer_or_serving(self, timeout_s: float, on_phase: Callable[[str], None]) -> R | Serving:
-        """What the entry returns, or SERVING once it is ready for questions. Raises as `answer`."""
+        """The value that the entry returns, or SERVING once it is ready for questions. Raises like `answer`."""
         kind, value = self._hear({"value", "serving"}, timeout_s, on_phase)
         answer: R | Serving = SERVING if kind == "serving" else value
         return answer
 
     def ready(self, timeout_s: float) -> None:
-        """Return once it is ready for questions. Raises as `answer`."""
+        """Return once it is ready for questions. Raises like `answer`."""
         self._hear({"serving"}, timeout_s)
 
-    def ask(self, timeout_s: float, of: type[T]) -> T:
-        """The reply of a worker that serves, of that type. Raises as `answer`."""
+    def ask(self, timeout_s: float, kind: type[T]) -> T:
+        """The reply of a worker that serves, of this type. Raises like `answer`."""
         self._tell(more=True)
         _, value = self._hear({"reply"}, timeout_s)
-        if not isinstance(value, of):
-            raise WorkerCrashedError(f"it replied with {type(value).__name__}, not {of.__name__}")
+        if not isinstance(value, kind):
+            raise WorkerCrashedError(f"it replied with {type(value).__name__}, not {kind.__name__}")
         return value
 
     def dismiss(self) -> None:
-        """No more questions: the entry goes on."""
+        """End the questions: the entry goes on."""
         self._tell(more=False)
 
     def _tell(self, *, more: bool) -> None:
@@ -119,9 +119,9 @@ class Worker(Generic[R]):
             self._line.send(more)
 
     def _hear(
-        self, wanted: set[str], timeout_s: float, on_phase: Callable[[str], None] = lambda _: None
+        self, kinds: set[str], timeout_s: float, on_phase: Callable[[str], None] = lambda _: None
     ) -> tuple[str, Any]:
-        """The next message of a wanted kind; its phases are told."""
+        """The next message of one of these kinds; phases are passed on."""
         deadline = monotonic() + timeout_s
         while True:
             if not wait([self._line, self._process.sentinel], timeout=max(0.0, deadline - monotonic())):
@@ -134,14 +134,14 @@ class Worker(Generic[R]):
             if kind == "phase":
                 self._phase = value
                 on_phase(value)
-            elif kind in wanted:
+            elif kind in kinds:
                 return kind, value
             elif kind == "refused":
                 refuse(value)
             elif kind == "error":
                 raise WorkerCrashedError(f"{value} during {self._phase}")
             else:
-                raise WorkerCrashedError(f"{_UNWANTED[kind]} during {self._phase}")
+                raise WorkerCrashedError(f"{_UNEXPECTED[kind]} during {self._phase}")
 
 
 def refuse(words: str) -> NoReturn:

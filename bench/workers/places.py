@@ -1,4 +1,4 @@
-"""Where files of the machine's own go: temporary ones, caches, the socket of the server of workers.
+"""Places for files that are not the run's: temporary ones, caches, the socket of the server of workers.
 
 Most machines have a place for each. Containers, clusters and batch systems may lack a home, an account for the user id,
 a temporary directory that can be written, or have one whose path is too long for a socket: there everything gets a
@@ -22,7 +22,7 @@ TEMPORARY = ".tmp"  # in the run directory, while it runs, where there is no tem
 
 _SOCKET_FOLDER = 107 - len("/listener-12345678")  # bytes: what Linux binds a socket to, without the socket's own name
 
-# Where libraries keep what they have compiled or drawn, if not in the home: a folder for each.
+# The variables that say where libraries keep what they compiled or drew, if not in the home, and a folder for each.
 _CACHES = {"TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda", "MPLCONFIGDIR": "matplotlib"}
 _DOWNLOADS = {"TORCH_HOME": ".cache/torch"}  # used where it is there, also if nothing can be added
 
@@ -30,7 +30,7 @@ _DOWNLOADS = {"TORCH_HOME": ".cache/torch"}  # used where it is there, also if n
 def settle(directory: Path | None = None) -> None:
     """Find a place for everything, for this process and those that it starts. What has one is left alone.
 
-    `directory` is what the command writes to, if it does: it lends a place where there is no temporary directory.
+    `directory` is the one that the command writes to, if any: it lends a place where there is no temporary directory.
 
     Raises:
         ValueError: there is no place for temporary files.
@@ -61,7 +61,7 @@ def _settle_temporary(directory: Path | None) -> None:
         if directory is None:
             raise ValueError(
                 "there is no place for temporary files: neither TMPDIR nor /tmp, /var/tmp or the current directory can "
-                "be written to; set TMPDIR to a directory that can, or name one with --out"
+                "be written to; set TMPDIR to a directory that can be, or name one with --out"
             ) from None
         tempfile.tempdir = os.environ["TMPDIR"] = str(_lent(directory.absolute()))
 
