@@ -38,7 +38,7 @@ MULTIPLICATIONS = (
     + 5 * 6 * (9 * (12 * 16 + 16 * 16) + 12 * 16)
     + 16 * 10
 )
-FOREIGN = "path folded knows how to fold the reference ResNets alone, and planted is another network"
+FOREIGN = "path folded can only fold the reference ResNets, and planted is another network"
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 

@@ -1,4 +1,4 @@
-"""What this device reaches: rates of a large copy and of large products, measured now. Worker side."""
+"""The rates that this device reaches, of a large copy and of large products, measured now. Worker side."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,15 +34,15 @@ class Work(NamedTuple):
     flops: int
 
 
-def measure_ceilings(device: Device, wanted: Iterable[str] | None = None) -> Ceilings:
+def measure_ceilings(device: Device, names: Iterable[str] | None = None) -> Ceilings:
     """Rates of a copy and of products on this device, a few seconds in all; medians, on random inputs.
 
     Copy: bytes read plus bytes written, with buffers much larger than the caches. Products: the better of a large
     square matrix product and a large 3x3 convolution, because on CPU convolutions can be the faster of the two. Of the
-    wanted precisions, by default all, only those are measured that the device runs. The precision flags of torch are
+    named precisions, by default all, only those are measured that the device runs. The precision flags of torch are
     put back afterwards.
     """
-    precisions = [name for name in _precisions(device) if wanted is None or name in wanted]
+    precisions = [name for name in _precisions(device) if names is None or name in names]
     with _flags_put_back(), torch.inference_mode():
         rates: dict[str, float] = {precision: product_rate(precision, device) for precision in precisions}
         return Ceilings(

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 else:
     worker = remote("bench.machine.doctor")
 
-# What `bench.machine.doctor.examine` may have found to be in the way, and what it leaves.
+# The obstacles that `bench.machine.doctor.examine` reports, and the answer that each leaves.
 ANSWERS = {"reason": "no", "untimed": "parity only", "emulated": "emulated"}
 
 
 def capabilities(device: str, cells: list[Cell]) -> tuple[Sheet, list[str]]:
-    """What `bench.machine.doctor.examine` found about one device, and the reasons that its rows refer to by number."""
+    """The table of a device that `bench.machine.doctor.examine` saw, and the reasons that its rows number."""
     reasons = list(dict.fromkeys(cell[name] for cell in cells for name in ANSWERS if cell[name]))
     rows: Rows = [
         {"path": path, "mode": mode} | {cell["precision"]: _capability(cell, reasons) for cell in group}
@@ -55,7 +55,7 @@ def _capability(cell: Cell, reasons: list[str]) -> str:
 @click.command(epilog=epilog("resbench doctor", "resbench doctor --json", exits=UNJUDGED))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array on stdout.")
 def doctor(*, as_json: bool) -> None:
-    """Tell what this machine can run, and why not the rest."""
+    """Show what this machine can run, and why it cannot run the rest."""
     output = Output(as_json=as_json)
     devices = call(worker.examine)
     if as_json:
@@ -65,7 +65,7 @@ def doctor(*, as_json: bool) -> None:
     for device in devices:
         facts: Rows = [{"fact": name, "value": value} for name, value in device.facts.items()]
         console.print(table(facts, title=device.device))
-        say(console, f"It reaches, measured now: {device.reaches}.")
+        say(console, f"Measured now: {device.reaches}.")
         paths, reasons = capabilities(device.device, device.cells)
         console.print(paths)
         for reason in reasons:
@@ -73,5 +73,5 @@ def doctor(*, as_json: bool) -> None:
 
 
 def device_found() -> Device:
-    """The device to run on where nobody says."""
+    """The device to run on by default: cuda where torch finds it, else cpu."""
     return "cuda" if call(worker.has_cuda) else "cpu"

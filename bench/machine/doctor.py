@@ -1,12 +1,11 @@
-"""What this machine can run and why not. Worker side: called through `bench.workers.parent`."""
+"""The paths that this machine can run, and why not the others. Worker side: called through `bench.workers.parent`."""
 
 from itertools import product
 from typing import get_args
 
 import torch
 
-from bench.machine import ceilings as limits
-from bench.machine import environment, kept_ceilings
+from bench.machine import ceilings, environment, kept_ceilings
 from bench.machine.requirements import why_unsupported, why_untimed
 from bench.machine.types import Examined
 from bench.record.provenance import told
@@ -30,7 +29,7 @@ def examine() -> list[Examined]:
 
 def _examined(device: Device) -> Examined:
     where = environment.collect(device)
-    rates = limits.measure_ceilings(device)
+    rates = ceilings.measure_ceilings(device)
     kept_ceilings.keep(where, rates)
     cells = product(PATHS, get_args(Mode), get_args(Precision))
     return Examined(
@@ -55,5 +54,5 @@ def _cell(device: Device, rates: Ceilings, path: Path, mode: Mode, precision: Pr
     reason = why_unsupported(case, path) or ""
     untimed = "" if reason else why_untimed(case, path)
     emulated = "" if reason or untimed else kept_ceilings.why_emulated(precision, rates, device)
-    found = {"reason": reason, "untimed": untimed, "emulated": emulated}
-    return {"path": path.name, "mode": mode, "precision": precision} | found
+    reasons = {"reason": reason, "untimed": untimed, "emulated": emulated}
+    return {"path": path.name, "mode": mode, "precision": precision} | reasons

@@ -79,7 +79,7 @@ def _gpu(nvml: ModuleType) -> dict[str, str]:
 
 
 def _driver(nvml: ModuleType, uuid: str) -> dict[str, str]:
-    """What only NVML knows; a fact that it does not tell is `unknown`."""
+    """The facts that only NVML knows; one that it does not tell is `unknown`."""
     switch = ("off", "on")
     facts = dict.fromkeys(("driver", "power_limit", "persistence_mode", "ecc"), UNKNOWN)
     with suppress(nvml.NVMLError), opened(uuid, nvml) as handle:
@@ -130,7 +130,7 @@ def _weights(source: str) -> dict[str, str]:
 
 
 def _variables(variables: os._Environ[str] | dict[str, str]) -> dict[str, str]:
-    """Those of VARIABLES, without any that holds a path. LD_PRELOAD keeps the file names: they tell the allocator."""
+    """Values of VARIABLES, but for any that holds a path. LD_PRELOAD keeps file names: they tell the allocator."""
     facts = {}
     for name, value in sorted(variables.items()):
         if not name.startswith(VARIABLES):

@@ -1,4 +1,4 @@
-"""What a device was measured to reach: kept per machine between runs, and what it says of a precision.
+"""Measured ceilings of a device, kept per machine between runs, and what they say of a precision.
 
 Imports no torch.
 
@@ -26,7 +26,7 @@ _DEVICE_WORDS: dict[str, str] = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def why_emulated(precision: Precision, ceilings: Ceilings, device: Device) -> str:
-    """Why it tells nothing to measure this precision on this device: its products are slower than those of fp32.
+    """Why a measurement of this precision on this device tells nothing: its products are slower than those of fp32.
 
     Empty where they are not, or not by more than noise, or where either rate is not known.
     """
@@ -47,7 +47,7 @@ def told(ceilings: Ceilings) -> str:
 
 
 def kept(environment: Environment) -> Ceilings | None:
-    """What an earlier run measured on this machine within `KEPT`, or None."""
+    """The ceilings that an earlier run measured on this machine within `KEPT`, or None."""
     file = _file(environment)
     with suppress(OSError, ValueError):  # ValueError: no JSON, or another version's
         if file is not None:
@@ -76,7 +76,7 @@ def _file(environment: Environment) -> Path | None:
 
 
 def _folder() -> Path | None:
-    """None where there is no home."""
+    """The folder of kept ceilings; None where there is no home."""
     if own := os.environ.get("RESBENCH_CACHE_DIR"):
         return Path(own)
     with suppress(RuntimeError):

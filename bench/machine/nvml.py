@@ -1,4 +1,4 @@
-"""What NVML tells of GPUs: their names, the processes on them and the memory of this one. Worker side.
+"""NVML's facts about GPUs: their names, the processes on them and the memory of this one. Worker side.
 
 Every function takes the NVML binding as an argument, so that tests run against a fake one.
 """

@@ -1,4 +1,4 @@
-"""Why a case cannot run on this machine: one row a requirement, one sentence a reason. Worker side."""
+"""Reasons why a case cannot run on this machine: a row for each requirement, a sentence for each. Worker side."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,7 +22,7 @@ INTERPRETED_REASON = (
 
 
 def why_unsupported(case: Case, path: Path) -> str | None:
-    """What is missing for a case and what would be needed, in one sentence; None if it can run here."""
+    """The reason why a case cannot run here, with what it needs, in one sentence; None if it can."""
     for requirement in REQUIREMENTS:
         reason = requirement(case, path)
         if reason is not None:
@@ -61,7 +61,7 @@ def _few_values(case: Case, _: Path) -> str | None:
 def _foldable(case: Case, path: Path) -> str | None:
     if not path.fold or _is_reference(case.model):
         return None
-    return f"path {path.name} knows how to fold the reference ResNets alone, and {case.model} is another network"
+    return f"path {path.name} can only fold the reference ResNets, and {case.model} is another network"
 
 
 @lru_cache
@@ -94,8 +94,8 @@ def _ampere(case: Case, _: Path) -> str | None:
     capability = torch.cuda.get_device_capability()
     if capability >= AMPERE:
         return None
-    found = ".".join(map(str, capability))
-    return f"{case.precision} needs a CUDA device of compute capability 8.0 or later, and this one has {found}"
+    version = ".".join(map(str, capability))
+    return f"{case.precision} needs a CUDA device of compute capability 8.0 or later, and this one has {version}"
 
 
 def _fp16_on_cpu(case: Case, _: Path) -> str | None:

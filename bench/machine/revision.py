@@ -1,4 +1,4 @@
-"""Which code a run was made with: the commit where it says all, else also a hash of the source files themselves.
+"""The code that a run was made with: the commit where it says all, else also a hash of the source files.
 
 Later commits that touch no source (documents, tests, committed reports) measure the same, and a run can be resumed over
 them. Standard library only.
@@ -37,7 +37,7 @@ class Revision:
 
 
 def revision(root: Path = _ROOT) -> Revision:
-    """Of the packages below `root`."""
+    """The revision of the packages below `root`."""
     whole = _digests(root)
     digests = {name: digest[:_DIGEST_DIGITS] for name, digest in whole.items()}
     if not whole:
@@ -86,7 +86,7 @@ def _pathspecs() -> tuple[str, ...]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails or is not there."""
+    """The output of git; None where it fails or is not there."""
     git = shutil.which("git")
     if git is None:
         return None

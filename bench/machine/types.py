@@ -1,4 +1,4 @@
-"""What `resbench doctor` finds, as frozen data. Imports no torch."""
+"""The results of `resbench doctor`, as frozen data. Imports no torch."""
 
 from dataclasses import dataclass
 

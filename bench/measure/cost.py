@@ -18,7 +18,7 @@ COUNTED_BATCH = 2  # BatchNorm cannot train on one value a channel; everything c
 
 
 class _Count(NamedTuple):
-    """Of one image: FLOPs, and elements that pass between memory and the products. Of the model: elements."""
+    """Counts of one image: FLOPs, and elements between memory and the products; and of the model: elements."""
 
     flops: int
     inputs: int

@@ -1,4 +1,4 @@
-"""What a case runs on: a model in a telling state, its program, and fresh random batches. Everything from a seed."""
+"""The inputs of a case: a model in a telling state, its program, and fresh random batches. Everything from a seed."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What glibc's malloc does with freed memory while a program is timed. Worker side."""
+"""The options of glibc's malloc that decide what happens to freed memory while a program is timed. Worker side."""
 
 import ctypes
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ HAND_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_MMAP_THRESHOLD: 2**17
 
 @contextmanager
 def freed_is_kept(device: Device) -> Iterator[None]:
-    """Around a program that is timed: on CPU keep the memory that it frees, as CUDA's caching allocator does.
+    """A context for a program that is timed: on CPU it keeps freed memory, as CUDA's caching allocator does.
 
     By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
     or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
@@ -29,13 +29,13 @@ def freed_is_kept(device: Device) -> Iterator[None]:
 
 
 def set_malloc(options: Mapping[int, int]) -> None:
-    """mallopt(3)."""
+    """Set options by mallopt(3)."""
     for option, value in options.items():
         glibc("mallopt", option, value)
 
 
 def glibc(function: str, *arguments: int) -> None:
     """Call what only glibc's allocator has; with another C library do nothing."""
-    found = getattr(ctypes.CDLL(None), function, None)
-    if found is not None:
-        found(*arguments)
+    entry = getattr(ctypes.CDLL(None), function, None)
+    if entry is not None:
+        entry(*arguments)

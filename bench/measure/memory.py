@@ -32,7 +32,7 @@ RESET_PEAK = "5"  # man 5 proc: set VmHWM to the resident set of this moment
 
 
 class Stepper(Protocol):
-    """What is measured: `resnet.program.Program`."""
+    """The program that is measured: `resnet.program.Program`."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -69,7 +69,7 @@ def free_bytes(device: Device) -> int:
 
 
 def measure(program: Stepper, images: Tensor, labels: Tensor, *, baseline_bytes: int | None = None) -> Memory:
-    """Run a few steps and see what they take.
+    """Run a few steps and measure what they take.
 
     On CPU the peak is the resident set above `baseline_bytes` (from `baseline`), None without one; from now on the
     process hands freed blocks back to the kernel at once. Parameters and buffers change as by any step; the forward
@@ -176,7 +176,7 @@ def _memory(program: Stepper, *, footprint: int | None, activation_bytes: int | 
 
 
 def _activation_bytes(program: Stepper, images: Tensor, labels: Tensor) -> int | None:
-    """None where the forward pass does not fit beside what the program holds (the pool of a large CUDA graph)."""
+    """Bytes kept for backward; None where the forward pass does not fit beside a large CUDA graph's pool."""
     if program.optimizer is None:
         return 0
     try:

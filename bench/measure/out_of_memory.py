@@ -1,4 +1,4 @@
-"""Which errors say that memory ran out. Worker side."""
+"""The errors that say that memory ran out. Worker side."""
 
 import torch
 

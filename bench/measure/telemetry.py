@@ -51,7 +51,7 @@ def throttle_reasons(bits: int) -> tuple[str, ...]:
 
 
 def others(pids: frozenset[int], before: frozenset[int], own_pid: int) -> int:
-    """How many of the pids on a device are not this process.
+    """The number of the pids on a device that are not this process.
 
     A container hides our own pid behind the host's: then one newcomer since `before` is taken to be us.
     """

@@ -1,4 +1,4 @@
-"""How far a tensor is from its reference. Worker side."""
+"""Errors of a tensor against its reference. Worker side."""
 
 from math import inf, isfinite
 
@@ -10,9 +10,9 @@ def relative_error(out: Tensor | None, ref: Tensor) -> float:
     """||out - ref|| / ||ref|| in fp64; infinity for no tensor, another shape, NaN, or noise where ref is zero."""
     if out is None or out.shape != ref.shape:
         return inf
-    wanted = ref.to(out.device).double()
-    difference = torch.linalg.vector_norm(out.detach().double() - wanted).item()
-    norm = torch.linalg.vector_norm(wanted).item()
+    exact = ref.to(out.device).double()
+    difference = torch.linalg.vector_norm(out.detach().double() - exact).item()
+    norm = torch.linalg.vector_norm(exact).item()
     if difference == 0.0:
         return 0.0
     return difference / norm if norm and isfinite(difference) else inf
@@ -22,9 +22,9 @@ def scale_error(out: Tensor | None, ref: Tensor) -> float:
     """|<out, ref> / <ref, ref> - 1| in fp64: 0.05 for a gradient 5 % too long; infinity as in `relative_error`."""
     if out is None or out.shape != ref.shape:
         return inf
-    wanted = ref.to(out.device).double()
-    along = abs(((out.detach().double() - wanted) * wanted).sum().item())
+    exact = ref.to(out.device).double()
+    along = abs(((out.detach().double() - exact) * exact).sum().item())
     if along == 0.0:
         return 0.0
-    squared = wanted.square().sum().item()
+    squared = exact.square().sum().item()
     return along / squared if squared and isfinite(along) else inf

@@ -21,7 +21,7 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
     tensor of a check is.
     """
     images, labels = next(reference.inputs(case, settings, batch_size, check=0))
-    wanted, eager, found = (
+    exact, eager, actual = (
         _outputs(program, images, labels)
         for program in (
             reference.eager(case, settings, "fp64"),
@@ -30,9 +30,9 @@ def first_diverging_layer(case: Case, settings: Settings, batch_size: int) -> st
         )
     )
     values = tolerances.last_stage_values(case, batch_size)
-    for name, ref in wanted.items():
+    for name, ref in exact.items():
         limit = tolerances.tolerance("output@1", errors.relative_error(eager.get(name), ref), case, values)
-        if name in found and not errors.relative_error(found[name], ref) <= limit:
+        if name in actual and not errors.relative_error(actual[name], ref) <= limit:
             return name
     return ""
 

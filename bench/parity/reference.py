@@ -25,7 +25,7 @@ _REFERENCE_EFFICIENCY = 0.5  # of the measured product rate, by a whole network 
 
 
 def prepare(case: Case, settings: Settings, ceilings: Ceilings, scratch: Path) -> Reference:
-    """Make what the case is checked against. fp64 trajectories in `scratch` are shared by paths and precisions."""
+    """Make the reference of a case. fp64 trajectories in `scratch` are shared by paths and precisions."""
     batch_size = _affordable_batch(case, settings, ceilings)
     state = make_model(case.model, settings.seed, settings.weights).state_dict()
     while True:

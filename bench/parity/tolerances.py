@@ -1,4 +1,4 @@
-"""How far from fp64 a path may be, by precision and kind of tensor."""
+"""The errors against fp64 that a path may have, by precision and kind of tensor."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from resnet.models.table import network_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """How far from fp64 a path may be at one precision."""
+    """The errors against fp64 that a path may have at one precision."""
 
     multiplier: float
     forward: float  # floor for what the first forward pass makes: output, loss and buffers of step 1

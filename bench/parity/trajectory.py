@@ -1,4 +1,4 @@
-"""What a program computes in some steps, tensor by tensor, and its errors against what fp64 computed. Worker side."""
+"""The tensors that a program computes in some steps, and their errors against those of fp64. Worker side."""
 
 from collections.abc import Iterator, Mapping
 from math import inf
@@ -61,11 +61,11 @@ def save_reference(program: Program, state: Mapping[str, Tensor], inputs: Batche
 def errors(program: Program, state: Mapping[str, Tensor], inputs: Batches, reference: Path) -> dict[str, float]:
     """Relative L2 error of each tensor of the program's trajectory against a saved reference, in execution order."""
     expected = torch.load(reference, weights_only=True, mmap=True)
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for name, out in trajectory(program, state, inputs):
         ref = expected[name]
-        found[name] = relative_error(out, ref)
+        by_name[name] = relative_error(out, ref)
         if program.precision == "fp32" and name.startswith("grad:") and ref.dim() > 1:
-            found[name.replace("grad:", "scale:")] = scale_error(out, ref)
-    missing = {name: inf for name in expected if name not in found}
-    return found | missing
+            by_name[name.replace("grad:", "scale:")] = scale_error(out, ref)
+    missing = {name: inf for name in expected if name not in by_name}
+    return by_name | missing

@@ -41,8 +41,8 @@ def verdict(
             eager_error=eager[name],
             tolerance=tolerance(name, eager[name], case, values),
         )
-        for found, eager in checks
-        for name, error in found.items()
+        for errors, eager in checks
+        for name, error in errors.items()
     ]
     failures = [row for row in rows if not row.passed]
     return ParityResult(

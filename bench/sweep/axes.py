@@ -1,4 +1,4 @@
-"""What a sweep is made of: a preset's blocks, and what a person asks for instead of their axes. Imports no torch."""
+"""The parts of a sweep: a preset's blocks, and the axes that a person gives instead of theirs. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """What a person asks for instead of a preset's axes; None leaves an axis as the preset has it."""
+    """The axes that a person gives instead of a preset's; None leaves an axis as the preset has it."""
 
     models: tuple[str, ...] | None = None
     modes: tuple[str, ...] | None = None
@@ -38,7 +38,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A sweep as written down: blocks in order of interest, and how their cases are measured."""
+    """A sweep as written down: blocks in order of interest, and the settings of their cases."""
 
     name: str
     summary: str  # one line

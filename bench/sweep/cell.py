@@ -21,8 +21,8 @@ _IN_A_NAME = {"batch_size": "b{}", "image": "i{}", "world_size": "w{}"}  # as in
 
 def values(case: Case) -> dict[str, object]:
     """The case's value on each axis, by its name."""
-    of_case = {axis.name: getattr(case, axis.name) for axis in AXES if axis.name != "image"}
-    return {**of_case, "image": pixels(case.model, case.image_size)}
+    own = {axis.name: getattr(case, axis.name) for axis in AXES if axis.name != "image"}
+    return {**own, "image": pixels(case.model, case.image_size)}
 
 
 def varying(cases: Iterable[Case]) -> list[Axis]:
@@ -32,7 +32,7 @@ def varying(cases: Iterable[Case]) -> list[Axis]:
 
 
 def common(cases: Sequence[Case]) -> str:
-    """What is the same for all cases, e.g. `resnet18 · batch 2 · 224 px · cpu`; empty for no case."""
+    """The values that all cases share, e.g. `resnet18 · batch 2 · 224 px · cpu`; empty for no case."""
     apart = varying(cases)
     shared = [(axis, values(cases[0])[axis.name]) for axis in AXES if axis not in apart] if cases else []
     return DOT.join(axis.says(value) for axis, value in shared if value != axis.usual)

@@ -81,11 +81,11 @@ def _unknown_key(steps: list[str | int]) -> str:
     return f"unknown key; allowed: {', '.join(_KEYS[str(steps[0]) if steps else ''])}"
 
 
-def _line(text: str, found: Callable[[dict[str, Any]], bool]) -> int:
-    """The first line of the first statement with which the document holds what is looked for.
+def _line(text: str, holds: Callable[[dict[str, Any]], bool]) -> int:
+    """The first line of the first statement with which the document meets the condition.
 
     The beginning of a TOML text parses where it ends between two statements and only there, so that trying gives the
-    statements. Where nothing is found that is the line of the first statement that does not parse.
+    statements. Where none does, it is the line of the first statement that does not parse.
     """
     lines = text.split("\n")
     line = 1
@@ -94,7 +94,7 @@ def _line(text: str, found: Callable[[dict[str, Any]], bool]) -> int:
             document = tomllib.loads("\n".join(lines[:end]))
         except tomllib.TOMLDecodeError:
             continue
-        if found(document):
+        if holds(document):
             return line
         line = end + 1
     return line

@@ -1,4 +1,4 @@
-"""Which values the keys of a preset and the axes of the command line may have. Imports no torch."""
+"""The values that the keys of a preset and the axes of the command line may have. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ SELECTORS = ("all", "capable")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which values a key may have, for the check and for the person."""
+    """The values that a key may have, for the check and for the person."""
 
     accepts: Callable[[Any], bool]
     allowed: str
