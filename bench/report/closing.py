@@ -1,4 +1,4 @@
-"""What a run says last in the terminal: why cases have no figures, how many there are, and the verdicts."""
+"""The last lines of a run in the terminal: why cases have no figures, how many there are, and the verdicts."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ NAMED = 3  # cases; of more only the paths and their number
 
 
 def lines(rows: list[Record], pending: int) -> list[str]:
-    """In words, of the same rows as report.md; an empty line is a paragraph's end."""
+    """The lines, from the same rows as report.md; an empty line ends a paragraph."""
     why = list(reasons(rows))
     return [*why, *([""] if why else []), outcome(rows, pending, PLAIN), *sentences(rows, PLAIN), ""]
 
@@ -23,8 +23,8 @@ def reasons(rows: list[Record]) -> Iterator[str]:
     for status in STYLES:  # in the order of their weight
         if status in TIMED_STATUSES:
             continue
-        of_status = [row for row in rows if row["status"] == status]
-        for reason, group in grouped(of_status, lambda row: row["reason"]):
+        matching = [row for row in rows if row["status"] == status]
+        for reason, group in grouped(matching, lambda row: row["reason"]):
             yield f"{_named(status, group)}: {plain(reason)}"
 
 

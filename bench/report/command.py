@@ -23,7 +23,7 @@ from bench.terminal.output import Output
 def report(*, directory: Path, quiet: bool, as_json: bool) -> None:
     """Render the reports of a run again, from its journal.
 
-    Ends with 0 when they are written, whatever became of the run.
+    Ends with 0 once they are written, whatever the outcome of the run.
     """
     writes_to(directory)
     done = journal.read(directory)

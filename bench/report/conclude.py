@@ -1,4 +1,4 @@
-"""How a command that ran cases ends: it writes the reports, and says what they say in short."""
+"""The end of a command that ran cases: it writes the reports, and prints them in short."""
 
 from collections.abc import Sequence
 from pathlib import Path

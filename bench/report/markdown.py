@@ -69,7 +69,7 @@ def _headline(timed: list[Record]) -> list[Record]:
 
 
 def _notes(rows: list[Record], name: str) -> list[str]:
-    """What is to be said below a table, once each."""
+    """The notes below a table, once each."""
     return sorted({prose(row[name]) for row in rows if row[name]})
 
 
@@ -98,7 +98,7 @@ def _by_reason(rows: list[Record], status: Status) -> list[dict[str, object]]:
 
 
 def _choices(run: Run) -> list[dict[str, str]]:
-    """What paths decided by measuring: of each case, the places by decision."""
+    """The decisions that paths made by measuring: for each case, the places by decision."""
     return [
         {
             "case": result.case.key,

@@ -1,4 +1,4 @@
-"""How pictures of a run show its paths and precisions: colours, markers, lines and the legend."""
+"""The look of paths and precisions in pictures of a run: colours, markers, lines and the legend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ LINES: dict[str, Any] = {"fp32": "-", "tf32": "-.", "bf16": "--", "fp16": ":"}
 
 
 def legend(figure: Figure, rows: list[Record], *, lines: bool) -> None:
-    """Below the facets: the paths by colour, the precisions by marker where there are several, and the frontier."""
+    """Draw the legend below the facets: paths by colour, several precisions by marker, and the frontier."""
     paths = sorted({row["path"] for row in rows}, key=_order(PATH_ORDER))
     precisions = sorted({row["precision"] for row in rows}, key=_order(PRECISION_ORDER))
     handles = [Line2D([], [], color=colour(path), linewidth=4, label=path) for path in paths]

@@ -25,7 +25,7 @@ def _value(name: str, show: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def _across_precisions(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Over eager in fp32: of the rows in fp32 the column beside it says the same."""
+    """A figure over eager in fp32; not for rows in fp32, where the column beside it says the same."""
     return lambda row: MISSING if row["precision"] == "fp32" else show(row)
 
 
@@ -34,7 +34,7 @@ def _status(row: Any) -> str:  # noqa: ANN401 - a row
 
 
 def _parity(row: Any) -> str:  # noqa: ANN401 - a row
-    """Worth a column only where it is not what the status says already."""
+    """The parity, where it is not what the status says already."""
     unsaid = row["images_per_s"] is not None and row["parity"] != "pass"
     return "not checked" if unsaid else ""
 
@@ -85,7 +85,7 @@ def summary(records: list[Record]) -> Group:
     ]
     searches = [row for row in rows if row["kind"] == "max-batch"]
     others = [row for row in rows if row["kind"] != "max-batch"]
-    found = Sheet(
+    cases = Sheet(
         rows=others,
         columns=COLUMNS,
         axes=AXES,
@@ -93,7 +93,7 @@ def summary(records: list[Record]) -> Group:
         elsewhere="report.md has them",
     )
     largest = Sheet(rows=searches, columns=LARGEST, axes=AXES_OF_A_SEARCH, title="largest batch that fits")
-    return Group(*(table for table in (found, largest) if table.rows))
+    return Group(*(table for table in (cases, largest) if table.rows))
 
 
 def verdicts(run: Run) -> Sheet:

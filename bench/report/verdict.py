@@ -15,7 +15,7 @@ COMPARABLE = ("images_per_s", "speedup_vs_eager_fp32")  # figures with intervals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Markup:
-    """How a sentence is set: the words are the same everywhere."""
+    """The markup of a sentence: the words are the same everywhere."""
 
     strong: Callable[[str], str]
     code: Callable[[str], str]
@@ -54,7 +54,7 @@ def _overlap(winner: Record, row: Record, name: str) -> bool:
 
 
 def outcome(rows: list[Record], pending: int, markup: Markup = MARKDOWN) -> str:
-    """How many cases became what, and whether the paths compute what eager computes."""
+    """The numbers of cases by status, and whether the paths compute what eager computes."""
     statuses = Counter(row["status"] for row in rows)
     named = [f"{statuses[status.value]:,} {status.value}" for status in Status if statuses[status.value]]
     text = f"{count(len(rows), 'case')}: {', '.join(named)}." if rows else "No case has a result yet."

@@ -25,8 +25,8 @@ def compare(
 ) -> tuple[dict[str, Rounds], str]:
     """Turns of a case, whose worker is ready for them, and of baselines in new workers beside it; by case key.
 
-    And why not, where a baseline cannot run beside the case: it may not fit the memory. That costs its comparison
-    alone.
+    Also why a baseline has none, where it cannot run beside the case: it may not fit the memory. That costs its
+    comparison alone.
     """
     failures: list[str] = []
     with ExitStack() as stack:
@@ -41,7 +41,9 @@ def compare(
             else:
                 workers[baseline.key] = partner
         on_phase("turns")
-        turns: dict[str, Turn] = {key: partial(one.ask, settings.timeout_s, list) for key, one in workers.items()}
+        turns: dict[str, Turn] = {
+            key: partial(partner.ask, settings.timeout_s, list) for key, partner in workers.items()
+        }
         try:
             taken = take(case.key, turns, settings) if len(turns) > 1 else {}
         except WorkerError as error:  # if it is the case's own that failed, its answer will say so

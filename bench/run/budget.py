@@ -30,11 +30,11 @@ class Budget:
         return self.deadline is not None and monotonic() >= self.deadline
 
     def limit_s(self, stage_s: float) -> float:
-        """How long a worker may take from now: the time of a stage, or what is left."""
+        """The seconds that a worker may take from now: those of a stage, or those that are left."""
         return stage_s if self.deadline is None else min(stage_s, max(0.0, self.deadline - monotonic()))
 
     def ask(self, entry: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-        """What a worker says that runs before the first case.
+        """The answer of a worker that runs before the first case.
 
         Raises:
             BudgetSpentError: there is no time for it.
@@ -50,7 +50,7 @@ class Budget:
             raise
 
     def learn(self, case: Case, took_s: float, cost: Cost | None) -> None:
-        """How long cases take, by path and by work."""
+        """Learn how long cases take, by path and by work."""
         if took_s:
             self._took.append((case.path, took_s, cost.flops if cost else 0))
 
@@ -59,7 +59,7 @@ class Budget:
         return self.deadline is None or monotonic() + self._expected_s(case, cost, settings) <= self.deadline
 
     def _expected_s(self, case: Case, cost: Cost, settings: Settings) -> float:
-        """As long as the longest case of its path so far, or of all where it has none; longer for more work a step."""
+        """The time of the longest case of its path so far, or of all where it has none; more for more work a step."""
         alike = [took for took in self._took if took[0] == case.path] or self._took
         times = (seconds * max(1.0, cost.flops / flops if flops else 1.0) for _, seconds, flops in alike)
         return max(times, default=settings.warmup_budget_s + settings.sample_budget_s)

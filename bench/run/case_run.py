@@ -124,7 +124,7 @@ class CaseRun:
 def status_of(
     verdict: ParityResult, measurement: Measurement | None, settings: Settings, untimed: str = ""
 ) -> tuple[Status, str]:
-    """The status of a case that ran to its end, and the reason: the worst of all that is to be said of it."""
+    """The worst status that a case deserves which ran to its end, and the reason."""
     return next(
         marks_of(verdict, measurement, settings), (Status.NOT_TIMED, untimed) if untimed else (Status.VALID, "")
     )
@@ -133,7 +133,7 @@ def status_of(
 def marks_of(
     verdict: ParityResult, measurement: Measurement | None, settings: Settings
 ) -> Iterator[tuple[Status, str]]:
-    """What keeps a result from being valid, the worst first."""
+    """The statuses that keep a result from being valid, with their reasons, the worst first."""
     if not verdict.passed:
         first, layer = verdict.failures[0], verdict.first_layer and f", in {verdict.first_layer}"
         yield (

@@ -56,17 +56,19 @@ AGAIN = {"marked": MARKS}
         "resbench run --preset mine.toml --json > run.json",
     )
 )
-@click.option("--preset", metavar="NAME|FILE.toml", help="The sweep. [default: quick with a CUDA GPU, else cpu-quick]")
+@click.option(
+    "--preset", metavar="NAME|FILE.toml", help="The sweep to run. [default: quick with a CUDA GPU, else cpu-quick]"
+)
 @click.option("--out", type=NEW_DIRECTORY, help="An empty or new directory. [default: reports/PRESET-TIME]")
 @grouped(AXIS_OPTIONS)
 @WEIGHTS_OPTION
-@click.option("--find-max-batch", is_flag=True, help="Also search the largest batch that fits, per path.")
+@click.option("--find-max-batch", is_flag=True, help="Also search for the largest batch that fits, per path.")
 @click.option(
     "--budget",
     type=duration,
     help="End within this time, e.g. 8m; --resume goes on from there. [default: the preset's own, if any]",
 )
-@click.option("--timeout", type=duration, help="Wall time of a stage of a case, e.g. 10m. [default: the preset's]")
+@click.option("--timeout", type=duration, help="Time limit of each stage of a case, e.g. 10m. [default: the preset's]")
 @click.option(
     "--resume",
     type=RUN_DIRECTORY,
@@ -98,7 +100,7 @@ def run(
     output = Output(quiet=quiet, as_json=as_json)
     writes_to(resume or out)
     if again and resume is None:
-        raise ValueError("--again goes with --resume DIR: a new run measures every case")
+        raise ValueError("--again needs --resume DIRECTORY: a new run measures every case anyway")
     if resume is not None:
         _refuse_beside_resume(ctx)
         if (resume / journal.JOURNAL_NAME).exists():  # else the runner says that there is nothing to resume
@@ -137,7 +139,9 @@ def run(
 )
 @grouped(AXIS_OPTIONS)
 @WEIGHTS_OPTION
-@click.option("--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
+@click.option(
+    "--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML to this file."
+)
 @click.option("--out", type=NEW_DIRECTORY, help="Keep the run in this directory. [default: keep nothing]")
 @grouped(OUTPUT_OPTIONS)
 @click.pass_context
@@ -154,7 +158,7 @@ def parity(
 ) -> None:
     """Check every path against eager and fp64, without timing.
 
-    The preset `parity`, on the GPU where there is one: resnet18 at 64 px by every path, mode and precision, and
+    Runs the preset `parity`, on the GPU where there is one: resnet18 at 64 px by every path, mode and precision, and
     resnet50 by the paths that have kernels for its bottleneck blocks.
     """
     output = Output(quiet=quiet, as_json=as_json)
@@ -212,7 +216,7 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
     ]
     if given:
         raise ValueError(
-            f"{', '.join(given)} cannot be changed by --resume: the journal holds the plan of the run; leave it out, "
+            f"{', '.join(given)} cannot be given with --resume: the journal holds the plan of the run; leave it out, "
             "or start a new run"
         )
 

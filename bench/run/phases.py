@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and the wall seconds of each phase of a case. Imports no torch."""
+"""The progress of a run, as observers hear of it, and the wall seconds of each phase of a case. Imports no torch."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -11,7 +11,7 @@ class Observer(Protocol):
     """Hears what the runner does while it does it: the terminal's progress, or a test."""
 
     def preparing(self, text: str) -> None:
-        """What is done before the first case."""
+        """The run does this before the first case."""
 
     def started(self, plan: Plan, pending: int) -> None:
         """`pending` of the plan's cases are about to run."""

@@ -1,4 +1,4 @@
-"""What cases of a sitting share, made when the first of them needs it. Imports no torch."""
+"""The files that cases of a sitting share, made when the first of them needs one. Imports no torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class Shared:
         self._timed_out: dict[tuple[object, ...], WorkerTimeoutError] = {}
 
     def reference(self, case: Case, log: Path, phases: Phases) -> Reference:
-        """What the paths of a cell are checked against."""
+        """The reference that the paths of a cell are checked against."""
         cell = (case.model, case.mode, case.batch_size, case.image_size, case.precision)
         if cell not in self._references:
             with self._not_again(cell):
@@ -37,7 +37,7 @@ class Shared:
         return self._references[cell]
 
     def tools(self, case: Case, log: Path, phases: Phases) -> Path | None:
-        """What the compiler finds out once a machine, for a case that compiles."""
+        """The folder of what the compiler learns once per machine, for a case that compiles."""
         if PATHS_BY_NAME[case.path].compile_mode is None:
             return None
         if self._tools is None:
@@ -53,7 +53,7 @@ class Shared:
 
     @contextmanager
     def _not_again(self, what: tuple[object, ...]) -> Iterator[None]:
-        """To make what cases share. If that timed out it is not tried again: each try would take as long."""
+        """A context to make what cases share. If that timed out it is not tried again: each try would take as long."""
         if what in self._timed_out:
             raise self._timed_out[what]
         try:

@@ -131,10 +131,10 @@ class Sitting:
         return True
 
     def _inspected(self, cases: list[Case]) -> dict[str, tuple[Cost, str]]:
-        """By key: the least work of each case, and why it is not run here; empty if it is."""
+        """The least work of each case, by its key, and why it is not run here; empty if it is."""
         inspected = self.budget.ask(worker.inspect, tuple(cases))
-        found = {case: inspected[case.key] for case in cases}
-        return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in found.items()}
+        by_case = {case: inspected[case.key] for case in cases}
+        return {case.key: (cost, missing or self._why_left_out(case)) for case, (cost, missing) in by_case.items()}
 
     def _why_left_out(self, case: Case) -> str:
         """A precision that is emulated can be checked all the same; its speed says nothing about a network."""
@@ -186,13 +186,13 @@ class Sitting:
         baselines = self._baselines(case)
         taken: dict[str, Rounds] = {}
         note = ""
-        with self._terms(log).started(worker.run_case, case, settings, against, tools, bool(baselines)) as one:
-            result = one.answer_or_serving(self._limit_s(), phases)
+        with self._terms(log).started(worker.run_case, case, settings, against, tools, bool(baselines)) as child:
+            result = child.answer_or_serving(self._limit_s(), phases)
             if isinstance(result, Serving):
                 within = replace(settings, timeout_s=self._limit_s())
-                taken, note = against_eager.compare(case, one, baselines, within, phases)
-                one.dismiss()
-                result = one.answer(self._limit_s(), phases)
+                taken, note = against_eager.compare(case, child, baselines, within, phases)
+                child.dismiss()
+                result = child.answer(self._limit_s(), phases)
         measured = result.measurement
         return replace(result, measurement=replace(measured, turns=taken, turns_note=note)) if measured else result
 
@@ -201,9 +201,9 @@ class Sitting:
         if case.kind != "measure":
             return ()
         precisions: tuple[Precision, ...] = (case.precision, "fp32")
-        wanted = {replace(case, path=BASELINE, precision=precision) for precision in precisions}
-        known = {known for known in self.plan.cases if known.key not in self.failed}
-        return tuple(sorted(wanted & known - {case}, key=lambda baseline: baseline.key))
+        baselines = {replace(case, path=BASELINE, precision=precision) for precision in precisions}
+        timeable = {other for other in self.plan.cases if other.key not in self.failed}
+        return tuple(sorted(baselines & timeable - {case}, key=lambda baseline: baseline.key))
 
     def _limit_s(self) -> float:
         return self.budget.limit_s(self.plan.settings.timeout_s)

@@ -1,4 +1,4 @@
-"""What runs inside a worker process: each public function here is an entry of `bench.workers.parent.call`.
+"""The functions that run inside a worker process: each public one is an entry of `bench.workers.parent.call`.
 
 The fork server imports this module once, and with it torch and its compiler, so that importing them is no part of a
 case's start-up or of its compile time. No import here may create a CUDA context.
@@ -43,17 +43,17 @@ _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
 
 def survey(device: Device, weights: str) -> Environment:
-    """Where this is, and what is loaded."""
+    """The environment here, with these weights."""
     return environment.collect(device, weights=weights)
 
 
 def ceilings(device: Device, kept: Ceilings | None) -> Ceilings:
-    """What this device reaches: what was kept, unless it is beaten, or measured now, which takes some seconds."""
+    """The ceilings of this device: those kept, unless they are beaten, or measured now, which takes some seconds."""
     return kept if kept and not limits.beaten(kept, device) else limits.measure_ceilings(device)
 
 
 def inspect(cases: tuple[Case, ...]) -> dict[str, tuple[Cost, str]]:
-    """By key: the least work of each case, and why it cannot run on this machine (empty if it can)."""
+    """The least work of each case, by its key, and why it cannot run on this machine (empty if it can)."""
     return {
         case.key: (
             cost.cost(case.model, case.mode, case.precision, case.batch_size, case.image_size),
@@ -74,14 +74,14 @@ def require_weights(models: tuple[str, ...], weights: str) -> None:
 
 
 def prepare_reference(case: Case, settings: Settings, rates: Ceilings, scratch: Path) -> Reference:
-    """What the case is checked against, in a process of its own: it leaves no trace in the case's memory."""
+    """The reference of a case, made in a process of its own: it leaves no trace in the case's memory."""
     announce("reference")
     with _own_resources(case):
         return reference.prepare(case, settings, rates, scratch)
 
 
 def prepare_compiler(device: Device, tools: Path) -> None:
-    """Let Inductor find out in `tools` what it finds out once a machine and keeps for all programs.
+    """Let Inductor learn in `tools` what it learns once per machine and keeps for all programs.
 
     Which vector instructions work, Triton's launcher, and in a place of its own precompiled headers: some seconds that
     are no part of the time that compiling one network takes.

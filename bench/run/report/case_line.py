@@ -22,7 +22,7 @@ _INDENT = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseLines:
-    """How the cases of a run are named and shown on a console."""
+    """The names and lines of a run's cases on a console."""
 
     console: Console
     apart: Sequence[Axis] | None = None  # None: cases go by their keys
@@ -31,7 +31,7 @@ class CaseLines:
 
     @classmethod
     def of(cls, cases: Sequence[Case], console: Console) -> Self:
-        """For the cases of a plan."""
+        """The lines for the cases of a plan."""
         if not console.is_terminal:
             return cls(console=console)
         apart = cell.varying(cases)

@@ -1,4 +1,4 @@
-"""What a run has left, by name, and the command that goes on with it. Imports no torch."""
+"""The cases that a run has left, and the command that goes on with it. Imports no torch."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ _NAMED = 8  # cells that are named; a large sweep has hundreds
 
 
 def lines(run: Run, directory: Path | None) -> list[str]:
-    """Nothing where every case has a result; without a directory there is none to go on in."""
+    """The cases left and the command, if there is a directory to go on in; nothing where every case has a result."""
     if not run.pending:
         return []
     why = run.sessions[-1].interrupted if run.sessions else ""
@@ -29,7 +29,7 @@ def lines(run: Run, directory: Path | None) -> list[str]:
 
 
 def run_command() -> str:
-    """How the person at this terminal calls `resbench run`: what runs inside nox is on no path outside of it."""
+    """`resbench run` as the person at this terminal calls it: what runs inside nox is on no path outside of it."""
     if os.environ.get("NOX_CURRENT_SESSION") == "bench":
         return "nox -s bench --"
     return "python -m bench run" if Path(sys.argv[0]).name == "__main__.py" else "resbench run"
@@ -40,7 +40,7 @@ def _cell_of(case: Case) -> tuple[object, ...]:
 
 
 def _cell(cases: list[Case]) -> str:
-    """Cases that differ by their path alone."""
+    """A line for cases that differ by their path alone."""
     first = cases[0]
     batch = "largest batch" if first.kind == "max-batch" else f"batch {first.batch_size}"
     place = f"{first.model} {first.mode} {first.precision}, {batch}, {pixels(first.model, first.image_size)} px"

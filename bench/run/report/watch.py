@@ -1,4 +1,4 @@
-"""What the terminal shows while a run is going on: progress with the time left, and a line for each finished case.
+"""The display of the terminal while a run is going on: progress with the time left, and a line for each finished case.
 
 Off a terminal (a pipe, a log file) there are no bars and no control codes, only one line a case.
 """
@@ -68,7 +68,7 @@ class Watch:
         self._lines.say(self._told_once(result), self._finished, self._pending)
 
     def _told_once(self, result: Result) -> Result:
-        """On a terminal the many cases that cannot run for one reason give it once."""
+        """The result, with a reason that many cases cannot run for given once on a terminal."""
         if result.status is not Status.UNSUPPORTED or not self._console.is_terminal:
             return result
         known = result.reason in self._reasons

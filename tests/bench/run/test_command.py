@@ -83,7 +83,7 @@ def test_marked_rows_are_measured_again_on_demand(fake: FakeRunner) -> None:
     assert invoke("run", "--resume", "here", "--again", "marked").exit_code == 0
     assert fake.again == [frozenset(), MARKS]
     ended = invoke(*CPU, "--again", "marked")
-    assert (ended.exit_code, "--again goes with --resume DIR" in ended.stderr) == (2, True)
+    assert (ended.exit_code, "--again needs --resume DIRECTORY" in ended.stderr) == (2, True)
 
 
 def test_precisions_that_are_named_are_measured_even_where_they_are_emulated(fake: FakeRunner) -> None:
