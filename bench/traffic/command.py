@@ -60,7 +60,7 @@ else:
 @click.option(
     "--device",
     type=click.Choice([*MACHINES, *get_args(Device)]),
-    help="What the floor is of: a GPU by its data sheet, or this machine, measured. [default: this machine]",
+    help="Device of the floor: a GPU by its data sheet, or this machine, measured. [default: this machine]",
 )
 @click.option("--layers", is_flag=True, help="List every operation.")
 @click.option(

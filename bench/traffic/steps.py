@@ -172,7 +172,7 @@ class _Step:
         self.input: Tensor
 
     def run(self, images: Tensor) -> None:
-        """Forward and, in training, backward."""
+        """Run the step forward and, in training, backward."""
         named = blocks(self.network)
         *_, last = named.values()
         handles = [
