@@ -148,9 +148,9 @@ def kernels(
         watch.begin(f"{len(where.ops)} ops on {where.environment.facts['device']}", len(where.ops))
         if where.why_untimed:
             watch.line(Text(f"the fused kernels are not timed: {where.why_untimed}", "yellow"))
-        observer = kernel_run.Observer(started=watch.started, finished=watch.finished)
+        callbacks = kernel_run.Callbacks(started=watch.started, finished=watch.finished)
         command = shlex.join(["resbench", *sys.argv[1:]])
-        run = kernel_run.run(where, observer, command=command, budget_s=budget)
+        run = kernel_run.run(where, callbacks, command=command, budget_s=budget)
     ends = _ends(run)
     _conclude(run, directory, output, ends)
     ctx.exit(ends)

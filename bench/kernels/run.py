@@ -30,14 +30,14 @@ def survey(request: Request, on_phase: Callable[[str], None] = lambda _: None) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observer:
+class Callbacks:
     """Functions to be called before and after each op."""
 
     started: Callable[[Op], None]
     finished: Callable[[Outcome], None]
 
 
-def run(where: Survey, observer: Observer, *, command: str, budget_s: float | None = None) -> KernelRun:
+def run(where: Survey, callbacks: Callbacks, *, command: str, budget_s: float | None = None) -> KernelRun:
     """Measure until every op has an outcome, the budget ends or Ctrl-C: what was measured until then is the run."""
     began = monotonic()
     deadline = None if budget_s is None else began + budget_s
@@ -45,7 +45,7 @@ def run(where: Survey, observer: Observer, *, command: str, budget_s: float | No
     interrupted = ""
     try:
         while len(outcomes) < len(where.ops) and not interrupted:
-            interrupted = _sitting(where, outcomes, observer, deadline)
+            interrupted = _sitting(where, outcomes, callbacks, deadline)
     except KeyboardInterrupt:
         interrupted = "Ctrl-C"
     return KernelRun(
@@ -57,7 +57,7 @@ def run(where: Survey, observer: Observer, *, command: str, budget_s: float | No
     )
 
 
-def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadline: float | None) -> str:
+def _sitting(where: Survey, outcomes: list[Outcome], callbacks: Callbacks, deadline: float | None) -> str:
     """Ask one worker for outcomes until there are all of them, or it dies, which costs the op it was at.
 
     Returns why no other worker should go on, or nothing.
@@ -69,24 +69,24 @@ def _sitting(where: Survey, outcomes: list[Outcome], observer: Observer, deadlin
             left_s = OP_TIMEOUT_S if deadline is None else deadline - monotonic()
             if left_s <= 0:
                 return "budget"
-            observer.started(op)
+            callbacks.started(op)
             try:
                 outcome = child.ask(min(left_s, OP_TIMEOUT_S), Outcome)
             except WorkerTimeoutError as error:
                 if left_s < OP_TIMEOUT_S:
                     return "budget"
-                _note(Outcome(op=op, failure=str(error)), outcomes, observer)
+                _note(Outcome(op=op, failure=str(error)), outcomes, callbacks)
                 return ""
             except WorkerError as error:
-                _note(Outcome(op=op, failure=str(error)), outcomes, observer)
+                _note(Outcome(op=op, failure=str(error)), outcomes, callbacks)
                 return ""
             except Exception as error:  # noqa: BLE001 - whatever it is, it costs this op alone
-                _note(Outcome(op=op, failure=describe(error)), outcomes, observer)
+                _note(Outcome(op=op, failure=describe(error)), outcomes, callbacks)
                 return ""
-            _note(outcome, outcomes, observer)
+            _note(outcome, outcomes, callbacks)
     return ""
 
 
-def _note(outcome: Outcome, outcomes: list[Outcome], observer: Observer) -> None:
+def _note(outcome: Outcome, outcomes: list[Outcome], callbacks: Callbacks) -> None:
     outcomes.append(outcome)
-    observer.finished(outcome)
+    callbacks.finished(outcome)

@@ -75,7 +75,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class KernelRow:
     """A call or a launch that was timed, and the bytes that it moves."""
 
     direction: Direction
@@ -112,7 +112,7 @@ class Outcome:
 
     op: Op
     check: Check | None = None
-    rows: tuple[Row, ...] = ()  # without times where the check failed
+    rows: tuple[KernelRow, ...] = ()  # without times where the check failed
     failure: str = ""  # what went wrong with all of it
     seconds: float = 0.0
 

@@ -36,7 +36,7 @@ from bench.kernels.timing import (
     rotated,
     sets,
 )
-from bench.kernels.types import Contender, Direction, Op, Outcome, Request, Row, Survey
+from bench.kernels.types import Contender, Direction, KernelRow, Op, Outcome, Request, Survey
 from bench.machine import environment
 from bench.machine.ceilings import measure_ceilings
 from bench.machine.requirements import INTERPRETED_REASON
@@ -95,7 +95,7 @@ def measure(op: Op, where: Survey) -> Outcome:
     verdict = check(op, where.device)
     oracle = oracle_of(op)
     functions: Functions = {"fused": function_of(op), "eager": oracle, "compile": compiled(oracle)}
-    rows: list[Row] = []
+    rows: list[KernelRow] = []
     with torch.set_grad_enabled("backward" in directions(op)):
         for direction, launched in launches(op, where.architecture if where.why_untimed else None).items():
             whole, *parts = _rows(op, direction, launched)
@@ -108,10 +108,10 @@ def measure(op: Op, where: Survey) -> Outcome:
     return Outcome(op=op, check=verdict, rows=tuple(rows), seconds=perf_counter() - began)
 
 
-def _rows(op: Op, direction: Direction, launched: Sequence[Launched]) -> list[Row]:
+def _rows(op: Op, direction: Direction, launched: Sequence[Launched]) -> list[KernelRow]:
     """The whole call, then each of its launches, without times."""
     between = middle_convolution(op, direction)
-    row = Row(
+    row = KernelRow(
         direction=direction,
         tensor_bytes=operands_of(op, "meta").x.nbytes,
         bytes=sum(launch.bytes for launch in launched) + between.read + between.written,
@@ -136,14 +136,14 @@ def _calls(op: Op, direction: Direction, functions: Functions, where: Survey) ->
     return {name: partial(make, function, copies, training=op.mode == "train") for name, function in functions.items()}
 
 
-def _launch_sampled(row: Row, launch: Launched, where: Survey) -> Row:
+def _launch_sampled(row: KernelRow, launch: Launched, where: Survey) -> KernelRow:
     if where.why_untimed:
         return replace(row, untimed={"fused": where.why_untimed})
     number = sets(row.bytes, where.cache_bytes)
     return _sampled(row, {"fused": partial(launch_calls, launch.call, number, where.device)}, where)
 
 
-def _sampled(row: Row, makers: Makers, where: Survey) -> Row:
+def _sampled(row: KernelRow, makers: Makers, where: Survey) -> KernelRow:
     """The row with the times of its contenders and of a plain copy of its bytes."""
     number = sets(row.bytes // 2, where.cache_bytes)
     makers = {**makers, "copy": partial(copy_calls, row.bytes, number, where.device)}

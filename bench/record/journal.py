@@ -17,7 +17,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from bench.record.lines import _NAMES, SCHEMA, Record, line_of, load
+from bench.record.lines import _NAMES, SCHEMA, JournalRecord, line_of, load
 from bench.record.provenance import differences
 from bench.types import Ceilings, Environment, Plan, Result, Run, Session, Status
 from bench.workers.errors import explained
@@ -80,7 +80,7 @@ class Journal:
             journal._note(record)
         return journal
 
-    def append(self, record: Record) -> None:
+    def append(self, record: JournalRecord) -> None:
         """Write one record as one line; on return it is on the disk.
 
         Raises:
@@ -113,13 +113,13 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: JournalRecord) -> None:
         if isinstance(record, Result):
             self._statuses[record.case.key, record.environment_hash] = record.status
         elif isinstance(record, Environment):
             self._environments[record.hash] = record
 
-    def _write(self, head: dict[str, object], record: Plan | Record) -> None:
+    def _write(self, head: dict[str, object], record: Plan | JournalRecord) -> None:
         line = line_of(head, record)
         size = os.fstat(self._file.fileno()).st_size
         try:

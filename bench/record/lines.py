@@ -12,15 +12,15 @@ from bench.types import Ceilings, Environment, Plan, Result, Session
 
 SCHEMA = 1
 
-Record: TypeAlias = Environment | Ceilings | Result | Session  # what follows the plan
+JournalRecord: TypeAlias = Environment | Ceilings | Result | Session  # what follows the plan
 
-_KINDS: dict[str, type[Record]] = {
+_KINDS: dict[str, type[JournalRecord]] = {
     "environment": Environment,
     "ceilings": Ceilings,
     "result": Result,
     "session": Session,
 }
-_NAMES: dict[type[Record], str] = {kind: name for name, kind in _KINDS.items()}
+_NAMES: dict[type[JournalRecord], str] = {kind: name for name, kind in _KINDS.items()}
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Contents:
     """The whole lines of a journal."""
 
     plan: Plan
-    records: tuple[Record, ...]
+    records: tuple[JournalRecord, ...]
     size: int  # bytes up to the end of the last whole line
     notices: tuple[str, ...]
 
@@ -83,7 +83,7 @@ def _decode(line: bytes, where: str, kinds: Mapping[str, type[T]]) -> T:
         raise ValueError(f"{where}: corrupt ({error}); restore the file, or delete that line to lose it") from error
 
 
-def line_of(head: dict[str, object], record: Plan | Record) -> bytes:
+def line_of(head: dict[str, object], record: Plan | JournalRecord) -> bytes:
     try:
         fields = {name: _plain(value, name) for name, value in msgspec.to_builtins(record).items()}
         return msgspec.json.encode({**head, **fields}) + b"\n"

@@ -12,7 +12,7 @@ from bench.record.rows import Row, rows
 from bench.types import Run
 
 Better = Literal["higher", "lower"] | None
-Dtype = Literal["string", "Int64", "Float64", "boolean"]
+ColumnDtype = Literal["string", "Int64", "Float64", "boolean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Metric:
     unit: str
     title: str
     better: Better
-    dtype: Dtype  # nullable, so that integers stay integers beside missing values
+    dtype: ColumnDtype  # nullable, so that integers stay integers beside missing values
     description: str
     source: str  # attributes of Row, one after the other; None on the way is a missing value
 

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 PALETTE = (
     ("#717581", "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#92dadd", "#94a4a2")
 )  # fmt: skip
-Kind = Literal["svg", "png"]
-KINDS: tuple[Kind, ...] = ("svg", "png")
+FileFormat = Literal["svg", "png"]
+FORMATS: tuple[FileFormat, ...] = ("svg", "png")
 
 FRONTIER = "#999999"
 LOG_SPAN = 20  # a largest value this many times the smallest asks for a logarithmic axis
@@ -63,10 +63,10 @@ def _wide(values: list[float]) -> bool:
     return min(values) > 0 and max(values) > LOG_SPAN * min(values)
 
 
-def encode(figure: Figure, kind: Kind) -> bytes:
+def encode(figure: Figure, file_format: FileFormat) -> bytes:
     """The figure as a file: the same figure gives the same bytes."""
     buffer = BytesIO()
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+    metadata: dict[str, Any] = {"Date": None} if file_format == "svg" else {"Software": None}
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=144, metadata=metadata)
+        figure.savefig(buffer, format=file_format, dpi=144, metadata=metadata)
     return buffer.getvalue()

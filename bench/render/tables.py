@@ -19,7 +19,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class TitledTable:
     """A table under its own small heading."""
 
     title: str

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 from bench.record.rows import BASELINE
 from bench.render.records import Record, grouped
-from bench.render.tables import Column, Part, table
+from bench.render.tables import Column, TitledTable, table
 from bench.render.text import MISSING, code, integer, interval, percent, prose, ratio, scientific, significant, size
 from bench.render.text import steps as steps_text
 from bench.report.order import setup, setup_name, varying
 from resnet.paths import PATHS_BY_NAME
 
 
-def parts(rows: list[Record], columns: tuple[Column, ...]) -> list[Part]:
+def parts(rows: list[Record], columns: tuple[Column, ...]) -> list[TitledTable]:
     """One table a setup, e.g. `resnet50 training`."""
     shown = varying(rows)
     tables = [(group, table(group, columns)) for _, group in grouped(rows, setup)]
-    return [Part(title=setup_name(group[0], shown), table=text) for group, text in tables if text]
+    return [TitledTable(title=setup_name(group[0], shown), table=text) for group, text in tables if text]
 
 
 def _value(name: str, show: Callable[[float | None], str]) -> Callable[[Record], str]:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.render import csv
-from bench.render.figures import KINDS, encode
+from bench.render.figures import FORMATS, encode
 from bench.render.files import replace_file
 from bench.render.records import Record
 from bench.report import markdown, plots
@@ -35,9 +35,9 @@ def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) ->
     files = pictures | {name: text.encode() for name, text in texts.items()}
     with explained(f"cannot write the report to {directory}", "make it writable, then run resbench report"):
         for picture in plots.PICTURES:
-            for kind in KINDS:
-                if f"plots/{picture.name}.{kind}" not in files:
-                    (directory / "plots" / f"{picture.name}.{kind}").unlink(missing_ok=True)
+            for file_format in FORMATS:
+                if f"plots/{picture.name}.{file_format}" not in files:
+                    (directory / "plots" / f"{picture.name}.{file_format}").unlink(missing_ok=True)
         return [replace_file(directory / name, data) for name, data in files.items()]
 
 
@@ -60,4 +60,8 @@ def environment_json(run: Run) -> str:
 
 
 def _pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
-    return {f"plots/{name}.{kind}": encode(figure, kind) for name, figure in figures.items() for kind in KINDS}
+    return {
+        f"plots/{name}.{file_format}": encode(figure, file_format)
+        for name, figure in figures.items()
+        for file_format in FORMATS
+    }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.record.journal import JOURNAL_NAME, Journal
-from bench.record.lines import Record
+from bench.record.lines import JournalRecord
 from bench.types import (
     Case,
     Ceilings,
@@ -28,7 +28,7 @@ def result(number: int, status: Status = Status.VALID, environment: Environment 
     return Result(case=CASES[number], status=status, reason=reason, environment_hash=environment.hash)
 
 
-def write(directory: Path, *records: Record, plan: Plan = PLAN) -> bytes:
+def write(directory: Path, *records: JournalRecord, plan: Plan = PLAN) -> bytes:
     with Journal.create(directory, plan) as journal:
         for record in records:
             journal.append(record)

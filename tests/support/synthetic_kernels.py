@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.kernels.types import Check, Contender, Direction, KernelRun, Op, Outcome, Request, Row, Survey
+from bench.kernels.types import Check, Contender, Direction, KernelRow, KernelRun, Op, Outcome, Request, Survey
 from bench.types import Rounds, TensorError
 from tests.support.synthetic_runs import CEILINGS, ENVIRONMENT
 
@@ -38,9 +38,9 @@ def turns(ms: float) -> Rounds:
     return tuple((ms * (1 + 0.001 * step), ms * (1 - 0.001 * step)) for step in range(10))
 
 
-def row(direction: Direction, launch: str = "", times: Mapping[Contender, float] = TIMES) -> Row:
+def row(direction: Direction, launch: str = "", times: Mapping[Contender, float] = TIMES) -> KernelRow:
     """A whole call, or a launch that moves half as much."""
-    return Row(
+    return KernelRow(
         direction=direction,
         launch=launch,
         tensor_bytes=102_760_448,

@@ -15,7 +15,7 @@ from bench.render import csv, figures
 from bench.render.facts import fact_table
 from bench.render.files import replace_file
 from bench.render.records import Record, grouped
-from bench.render.tables import Column, Part, table
+from bench.render.tables import Column, TitledTable, table
 from bench.render.templates import templates
 from bench.render.text import (
     MISSING,
@@ -50,9 +50,9 @@ def write(directory: Path, run: KernelRun) -> list[Path]:
         "results.csv": csv.render(frame(rows)).encode(),
         "results.json": msgspec.json.encode(run) + b"\n",
         **{
-            f"plots/{name}.{kind}": figures.encode(figure, kind)
+            f"plots/{name}.{file_format}": figures.encode(figure, file_format)
             for name, figure in pictures.items()
-            for kind in figures.KINDS
+            for file_format in figures.FORMATS
         },
     }
     with explained(f"cannot write the report to {directory}", "make it writable"):
@@ -170,10 +170,12 @@ def _interval(total: Total, name: Contender) -> str:
     return MISSING if interval is None else ratio(interval.median, interval.low, interval.high)
 
 
-def _parts(rows: list[Record], columns: tuple[Column, ...]) -> list[Part]:
+def _parts(rows: list[Record], columns: tuple[Column, ...]) -> list[TitledTable]:
     """A table for each dtype and direction."""
     cells = grouped(rows, lambda row: (row["dtype"], row["direction"]))
-    return [Part(title=f"{dtype}, {direction}", table=table(cell, columns)) for (dtype, direction), cell in cells]
+    return [
+        TitledTable(title=f"{dtype}, {direction}", table=table(cell, columns)) for (dtype, direction), cell in cells
+    ]
 
 
 def _once(rows: list[Record]) -> list[Record]:

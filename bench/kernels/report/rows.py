@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from bench.kernels.types import Check, Contender, Direction, KernelRun, Op, Outcome, Row
+from bench.kernels.types import Check, Contender, Direction, KernelRow, KernelRun, Op, Outcome
 from bench.render.records import Record
 from bench.stats import Interval, median_interval, speedups
 from bench.types import Status
@@ -78,9 +78,9 @@ def whole(rows: list[Record]) -> list[Record]:
     return [row for row in rows if not row["launch"]]
 
 
-def _rows(outcome: Outcome) -> tuple[Row, ...]:
+def _rows(outcome: Outcome) -> tuple[KernelRow, ...]:
     """The rows of an outcome; for an op that has none, one for each direction."""
-    return outcome.rows or tuple(Row(direction=name, tensor_bytes=0, bytes=0) for name in get_args(Direction))
+    return outcome.rows or tuple(KernelRow(direction=name, tensor_bytes=0, bytes=0) for name in get_args(Direction))
 
 
 def _op(run: KernelRun, op: Op) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _op(run: KernelRun, op: Op) -> dict[str, Any]:
     return {"form": op.form, **dict(zip("nchw", op.shape, strict=True)), "dtype": op.dtype, "mode": op.mode, **layers}
 
 
-def _status(outcome: Outcome, row: Row, interrupted: str) -> dict[str, str]:
+def _status(outcome: Outcome, row: KernelRow, interrupted: str) -> dict[str, str]:
     """The worst status that a row deserves, and the reason."""
     missing = "; ".join(f"{name}: {why}" for name, why in (row.failures | row.untimed).items())
     status, reason = Status.VALID.value, missing
@@ -117,7 +117,7 @@ def _parity(check: Check | None) -> dict[str, Any]:
     }
 
 
-def _roofline_ms(run: KernelRun, op: Op, row: Row) -> float | None:
+def _roofline_ms(run: KernelRun, op: Op, row: KernelRow) -> float | None:
     """The least time at the rates of this run; None where nothing is moved, or the rate of its products is unknown."""
     ceilings = run.survey.ceilings
     rate = ceilings.matmul_flops_per_s.get(op.dtype)
@@ -126,7 +126,7 @@ def _roofline_ms(run: KernelRun, op: Op, row: Row) -> float | None:
     return 1e3 * max(row.bytes / ceilings.copy_bytes_per_s, row.flops / rate if rate else 0.0)
 
 
-def _figures(run: KernelRun, op: Op, row: Row) -> dict[str, Any]:
+def _figures(run: KernelRun, op: Op, row: KernelRow) -> dict[str, Any]:
     bound = _roofline_ms(run, op, row)
     figures: dict[str, Any] = {
         "tensor_bytes": row.tensor_bytes or None,
@@ -142,7 +142,7 @@ def _figures(run: KernelRun, op: Op, row: Row) -> dict[str, Any]:
     return figures
 
 
-def _times(row: Row, name: Contender, copy_bytes_per_s: float, bound: float | None) -> dict[str, Any]:
+def _times(row: KernelRow, name: Contender, copy_bytes_per_s: float, bound: float | None) -> dict[str, Any]:
     samples = row.samples_ms(name)
     interval = median_interval(samples) if samples else None
     rate = row.bytes / interval.median * 1e3 if interval else None
@@ -155,7 +155,7 @@ def _times(row: Row, name: Contender, copy_bytes_per_s: float, bound: float | No
     }
 
 
-def _ratio(row: Row, over: Contender, under: Contender) -> Interval | None:
+def _ratio(row: KernelRow, over: Contender, under: Contender) -> Interval | None:
     if not (row.rounds.get(over) and row.rounds.get(under)):
         return None
     return median_interval(speedups(row.rounds[over], row.rounds[under]))

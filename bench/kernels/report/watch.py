@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from bench.kernels.types import Contender, Op, Outcome, Row
+from bench.kernels.types import Contender, KernelRow, Op, Outcome
 from bench.terminal.progress import bar
 from bench.terminal.wrapped import say
 
@@ -76,7 +76,7 @@ def _figures(outcome: Outcome) -> str:
     return "; ".join(_times(row) for row in outcome.rows if not row.launch)
 
 
-def _times(row: Row) -> str:
+def _times(row: KernelRow) -> str:
     shown = [f"{name} {median(row.samples_ms(name)):.3g}" for name in SHOWN if row.rounds.get(name)]
     failed = [f"{name} failed" for name in row.failures]
     return f"{row.direction} {', '.join([*shown, *failed])} ms"

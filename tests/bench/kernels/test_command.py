@@ -78,7 +78,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def run(budget_s: float | None = None) -> KernelRun:
-    observer = kernel_run.Observer(started=lambda _: None, finished=lambda _: None)
+    observer = kernel_run.Callbacks(started=lambda _: None, finished=lambda _: None)
     return kernel_run.run(ON_GPU, observer, command="", budget_s=budget_s)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.record.journal import Journal, read
-from bench.record.lines import Record
+from bench.record.lines import JournalRecord
 from bench.run import runner
 from bench.types import Case, Environment, Plan, Result, Settings, Status
 from bench.workers.entry import Entry
@@ -155,7 +155,7 @@ def test_a_log_that_cannot_be_removed_costs_its_case(directory: Path, monkeypatc
 def test_a_full_disk_ends_the_run(workers: Workers, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing more can be kept: what was measured before is."""
 
-    def append(self: Journal, record: Record) -> None:
+    def append(self: Journal, record: JournalRecord) -> None:
         if isinstance(record, Result) and record.case.path == "channels_last":
             raise ValueError("cannot write to results.jsonl: No space left on device")
         written(self, record)
