@@ -41,9 +41,9 @@ else:
 SEARCH_TIMEOUT_S = 3600.0
 
 _EXITS = {
-    Exit.VALID: "done (what this machine cannot time is no failure)",
+    Exit.VALID: "done (what this machine cannot time is not a failure)",
     Exit.PARITY_FAILED: "parity failed in at least one op",
-    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
+    Exit.USAGE: "bad usage: nothing was run or overwritten",
     Exit.FAILED: "some ops failed or were not run (crash, out of memory, Ctrl-C, budget)",
 }
 

@@ -15,14 +15,14 @@ class Exit(IntEnum):
 
 
 EXIT_CODES = {
-    Exit.VALID: "nothing failed (a mark such as unstable or throttled is no failure, nor is what cannot run here)",
+    Exit.VALID: "nothing failed (a mark such as unstable or throttled is not a failure, nor is what cannot run here)",
     Exit.PARITY_FAILED: "parity failed in at least one case",
-    Exit.USAGE: "bad usage: nothing was run and nothing was written over",
-    Exit.FAILED: "some cases failed or were not run (oom, timeout, crashed, Ctrl-C, --budget), or with --strict a mark",
+    Exit.USAGE: "bad usage: nothing was run or overwritten",
+    Exit.FAILED: "cases failed or were not run (oom, timeout, crashed, Ctrl-C, --budget) or, with --strict, are marked",
 }
 UNJUDGED = {  # of commands that judge no run
     Exit.VALID: "done",
-    Exit.USAGE: "bad usage: nothing was written over",
+    Exit.USAGE: "bad usage: nothing was overwritten",
     Exit.FAILED: "torch does not work here, resbench itself failed, or Ctrl-C",
 }
 
