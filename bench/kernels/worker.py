@@ -89,7 +89,7 @@ def serve_ops(where: Survey, pending: tuple[Op, ...]) -> None:
 def measure(op: Op, where: Survey) -> Outcome:
     """Parity, then times where it passed. What breaks a contender is part of its row; what breaks more is raised.
 
-    Where its kernels cannot be timed, a block is only checked: its convolutions take too long for what they would tell.
+    A block whose kernels cannot be timed is only checked: its convolutions take too long for what they would tell.
     """
     began = perf_counter()
     verdict = check(op, where.device)

@@ -17,7 +17,7 @@ def freed_is_kept(device: Device) -> Iterator[None]:
 
     By default glibc hands large blocks back to the kernel, which zeroes them and faults them in again at the next step,
     or it does not, by where small blocks happen to lie: a program is then in one of two states, and one is much slower.
-    But memory that is kept is split and scattered, and steps take more of it: `measure` ends this, as does the exit.
+    Memory that is kept is split and scattered, and steps take more of it: `measure` ends this, as does the exit.
     """
     if device == "cpu":
         set_malloc(KEEP)

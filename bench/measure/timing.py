@@ -131,7 +131,7 @@ def turn(step: Step, clock: Clock, *, step_ms: float) -> list[float]:
 def measure(step: Step, clock: Clock, settings: Settings, *, step_ms: float) -> Timing:
     """Sample until the 95 % interval of the median is within `settings.confidence` of it, or the budget ends.
 
-    But for `settings.sample_minimum_s` at least, and whatever the budget until there are samples enough for an
+    Sampling lasts `settings.sample_minimum_s` at least and, whatever the budget, until there are samples enough for an
     interval. All samples are kept. `step_ms`, from the warm-up, sets the length of a chunk.
     """
     chunk = max(1, round(_CHUNK_S * 1e3 / step_ms))

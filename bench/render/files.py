@@ -23,7 +23,7 @@ def replace_file(path: Path, data: bytes) -> Path:
 def write_file(path: Path, data: bytes) -> Path:
     """Write a file that a person named, whole, with the folders above it, and return it.
 
-    What is no plain file, /dev/stdout or a pipe, is written to and not replaced.
+    A path that is no plain file, /dev/stdout or a pipe, is written to and not replaced.
 
     Raises:
         ValueError: it cannot be written.

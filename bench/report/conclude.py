@@ -22,7 +22,7 @@ def conclude(
 ) -> None:
     """Write the reports to `directory` unless it is None, then print how the command ends.
 
-    That is a table (the summary of the run unless another is given), why cases have no figures, the verdicts, the
+    It prints a table (the summary of the run unless another is given), why cases have no figures, the verdicts, the
     `lines`, and the names of the reports and of the `files` that were written before.
 
     Raises:

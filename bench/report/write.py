@@ -44,7 +44,7 @@ def write(directory: Path, run: Run, table: pd.DataFrame, rows: list[Record]) ->
 def environment_json(run: Run) -> str:
     """The circumstances of a run: facts with their hash, measured ceilings, preset, command and settings.
 
-    Of the sources it names those that differ from the commit; the journal has a digest of each.
+    It names the sources that differ from the commit; the journal has a digest of each source.
     """
     environment, ceilings = run.environment, run.ceilings
     content = {

@@ -83,8 +83,8 @@ def prepare_reference(case: Case, settings: Settings, rates: Ceilings, scratch: 
 def prepare_compiler(device: Device, tools: Path) -> None:
     """Let Inductor learn in `tools` what it learns once per machine and keeps for all programs.
 
-    Which vector instructions work, Triton's launcher, and in a place of its own precompiled headers: some seconds that
-    are no part of the time that compiling one network takes.
+    That is which vector instructions work, Triton's launcher and, in a place of its own, precompiled headers: some
+    seconds that are no part of the time that compiling one network takes.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tools)
     torch.compile(torch.neg)(torch.ones(64, device=device))

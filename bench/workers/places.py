@@ -43,7 +43,7 @@ def settle(directory: Path | None = None) -> None:
 def place_sockets() -> None:
     """Give multiprocessing a folder for its sockets, under a name that is short enough for them.
 
-    Where the path is too long, that is the name of a descriptor of this process, which leads to the same folder.
+    Where the path is too long, it is the name of a descriptor of this process, which leads to the same folder.
     """
     config: dict[str, object] = current_process()._config  # type: ignore[attr-defined]
     if "tempdir" in config:
