@@ -7,7 +7,7 @@ from typing import Any
 from bench.kernels.types import Dtype
 from bench.numerics.types import TOLERANCES, Compared, HardOperands, Measured
 from bench.render.records import Record, grouped
-from bench.render.tables import Column, table
+from bench.render.tables import texts
 from bench.render.templates import templates
 from bench.render.text import MISSING, prose, ratio, scientific
 
@@ -25,33 +25,26 @@ def page(measured: Sequence[Measured], cases: Sequence[HardOperands], device: st
         summary=[_summary(blocks, precision) for precision in PRECISIONS],
         blocks=_pivoted(blocks, {"block": _name, "gradient": lambda result: result.gradient}, _block_ratios),
         sides=_pivoted(blocks, {"block": _name}, _sides),
-        tensors=table(_tensor_rows(blocks), _columns("tensor")),
-        cases=table([_described(case) for case in cases], tuple(_left(name) for name in _DESCRIBED)),
+        tensors=_table(_tensor_rows(blocks)),
+        cases=_table([_described(case) for case in cases]),
         measured=_pivoted(hard, {"case": _name}, _worst_errors),
         limits=[case for case in cases if case.limit],
     )
     return text
 
 
-_DESCRIBED = ("case", "what is hard", "what handles it")
-
-
 def _described(case: HardOperands) -> Record:
     guards = "; ".join(f"**{name}**: {does}" for name, does in case.guards.items())
-    return dict(zip(_DESCRIBED, (case.name, case.why, guards or MISSING), strict=True))
+    return {"case": case.name, "what is hard": case.why, "what handles it": guards or MISSING}
 
 
 def _name(result: Measured) -> str:
     return result.name
 
 
-def _left(name: str) -> Column:
-    return Column(name, lambda row: prose(row[name]), "left")
-
-
-def _columns(*names: str) -> tuple[Column, ...]:
-    """Columns of names, and one for each precision."""
-    return (*map(_left, names), *map(_left, PRECISIONS))
+def _table(rows: list[Record]) -> str:
+    """A table of prose, all of it to the left."""
+    return texts([{name: prose(text) for name, text in row.items()} for row in rows], left=len(rows[0]))
 
 
 def _pivoted(
@@ -65,7 +58,7 @@ def _pivoted(
     for key, group in grouped(values, lambda row: row["key"]):
         results = {name: [row["result"] for row in group if row["result"].precision == name] for name in PRECISIONS}
         rows.append(dict(zip(names, key, strict=True)) | {name: show(some) for name, some in results.items()})
-    return table(rows, _columns(*names))
+    return _table(rows)
 
 
 def _block_ratios(results: list[Measured]) -> str:

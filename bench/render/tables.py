@@ -26,6 +26,19 @@ class TitledTable:
     table: str
 
 
+def texts(rows: list[Record], *, left: int = 1) -> str:
+    """The rows, whose values are texts, as a Markdown table with their keys for titles; see `table`.
+
+    The first `left` columns are aligned to the left.
+    """
+    names = list(rows[0]) if rows else []
+    return table(rows, tuple(_column(name, "left" if place < left else "right") for place, name in enumerate(names)))
+
+
+def _column(name: str, align: str) -> Column:
+    return Column(name, lambda row: str(row[name]), align)
+
+
 def table(rows: list[Record], columns: tuple[Column, ...]) -> str:
     """The rows as a Markdown table, without the columns in which no row has a value; empty for no rows."""
     cells = {column.title: [column.show(row) for row in rows] for column in columns}

@@ -1,11 +1,11 @@
 """The results of `resbench traffic`: rows for scripts, tables for the terminal, and the page. Imports no torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.render.files import write_file
 from bench.render.records import MODE_WORDS, Record
-from bench.render.tables import Column, table
+from bench.render.tables import texts
 from bench.render.templates import templates
 from bench.render.text import MISSING, code, prose, rate, ratio, significant
 from bench.traffic.machines import MACHINES
@@ -140,15 +140,12 @@ def write_page(counted: Counted, file: Path, command: str) -> Path:
         mode=MODE_WORDS[request.mode],
         rates=rates(counted),
         counted=counted,
-        schemes=table([_described(traffic, counted) for traffic in counted.traffic], tuple(map(_left, _DESCRIBED))),
-        totals=table(totals(counted), _columns(totals(counted))),
-        parts=table(by_part(counted), _columns(by_part(counted))),
-        machines=table([_machine(name) for name in MACHINES], _columns([_machine(next(iter(MACHINES)))])),
+        schemes=texts([_described(traffic, counted) for traffic in counted.traffic], left=4),
+        totals=texts(totals(counted)),
+        parts=texts(by_part(counted)),
+        machines=texts([_machine(name) for name in MACHINES]),
     )
     return write_file(file, text.encode())
-
-
-_DESCRIBED = ("scheme", "what it is", "paths that move the same", "counted by")
 
 
 def _described(traffic: Traffic, counted: Counted) -> Record:
@@ -172,16 +169,3 @@ def _machine(name: str) -> Record:
         **{precision: rate(flops[precision], "FLOP/s") for precision in ("bf16", "tf32", "fp32")},
         "source": machine.source,
     }
-
-
-def _columns(rows: list[Record]) -> tuple[Column, ...]:
-    first, *others = rows[0]
-    return (_left(first), *(Column(name, _shown(name)) for name in others))
-
-
-def _left(name: str) -> Column:
-    return Column(name, _shown(name), "left")
-
-
-def _shown(name: str) -> Callable[[Record], str]:
-    return lambda row: str(row[name])
