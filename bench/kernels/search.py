@@ -84,7 +84,7 @@ def search(request: Request, budget_s: float | None) -> list[Trial]:
 
 
 def questions(searched: Sequence[Op], machine: str, name: str | None) -> list[Question]:
-    """One for every pass and product of these ops. `name`: the architecture whose launches count, None for this GPU."""
+    """A question for every pass and product of these ops. `name`: architecture of the launches, None for this GPU."""
     moved: dict[str, dict[Op, int]] = {}
     products: dict[Product, Op] = {}
     for op in searched:

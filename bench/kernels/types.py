@@ -61,7 +61,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The machine that ops are measured on, and these ops."""
+    """The machine to measure on, and the ops to measure."""
 
     request: Request  # with nothing left out
     device: Device

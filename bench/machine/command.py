@@ -27,7 +27,7 @@ ANSWERS = {"reason": "no", "untimed": "parity only", "emulated": "emulated"}
 
 
 def capabilities(device: str, cells: list[Cell]) -> tuple[Sheet, list[str]]:
-    """The table of a device that `bench.machine.doctor.examine` saw, and the reasons that its rows number."""
+    """The table of what a device can run, and the reasons that its rows refer to by number."""
     reasons = list(dict.fromkeys(cell[name] for cell in cells for name in ANSWERS if cell[name]))
     rows: Rows = [
         {"path": path, "mode": mode} | {cell["precision"]: _capability(cell, reasons) for cell in group}

@@ -124,7 +124,7 @@ class CaseRun:
 def status_of(
     verdict: ParityResult, measurement: Measurement | None, settings: Settings, untimed: str = ""
 ) -> tuple[Status, str]:
-    """The worst status that a case deserves which ran to its end, and the reason."""
+    """The worst status that applies to a case that ran to its end, and the reason."""
     return next(
         marks_of(verdict, measurement, settings), (Status.NOT_TIMED, untimed) if untimed else (Status.VALID, "")
     )

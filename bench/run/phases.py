@@ -11,7 +11,7 @@ class Observer(Protocol):
     """Hears what the runner does while it does it: the terminal's progress, or a test."""
 
     def preparing(self, text: str) -> None:
-        """The run does this before the first case."""
+        """The work that comes before the first case, in words."""
 
     def started(self, plan: Plan, pending: int) -> None:
         """`pending` of the plan's cases are about to run."""

@@ -43,7 +43,7 @@ _PROBE_STEPS = 2  # the second step also holds what the optimizer keeps
 
 
 def survey(device: Device, weights: str) -> Environment:
-    """The environment here, with these weights."""
+    """The facts about this machine and its software, and about the weights."""
     return environment.collect(device, weights=weights)
 
 

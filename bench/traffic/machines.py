@@ -15,7 +15,7 @@ class Machine:
 
 
 def _machine(name: str, memory: float, half: float, tf32: float, fp32: float, source: str) -> Machine:
-    """A machine of these TB/s, and dense TFLOP/s."""
+    """A machine with this bandwidth in TB/s and these dense rates in TFLOP/s."""
     rates = {"bf16": half * 1e12, "fp16": half * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
     ceilings = Ceilings(copy_bytes_per_s=memory * 1e12, matmul_flops_per_s=rates)
     return Machine(name=name, ceilings=ceilings, source=source)

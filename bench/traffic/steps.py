@@ -65,7 +65,7 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls, self._noted = calls, 0
 
     def enter(self, part: str, direction: Direction) -> None:
-        """Count what comes now to another part of the network, or direction."""
+        """Count what comes next as another part of the network, or direction."""
         self.note_launches()
         self._part, self._direction = part, direction
 

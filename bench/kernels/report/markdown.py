@@ -204,7 +204,7 @@ def _ratio(name: str) -> Column:
     return Column(f"{over} / {under}", lambda row: ratio(row[name], row[f"{name}_low"], row[f"{name}_high"]))
 
 
-def _of_copy(name: Contender) -> Column:
+def _copy_share(name: Contender) -> Column:
     return Column(f"{name}: of copy rate", _value(f"{name}_copy_percent", percent))
 
 
@@ -214,7 +214,7 @@ def _call_columns(run: KernelRun) -> tuple[Column, ...]:
         for model in run.survey.request.models
     )
     times = tuple(_time(run, name) for name in CONTENDERS)
-    rates = tuple(_of_copy(name) for name in CONTENDERS if name != "copy")
+    rates = tuple(_copy_share(name) for name in CONTENDERS if name != "copy")
     return (FORM, SHAPE, *networks, *times, *rates, *map(_ratio, RATIO_COLUMNS))
 
 

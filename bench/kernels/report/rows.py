@@ -89,7 +89,7 @@ def _op(run: KernelRun, op: Op) -> dict[str, Any]:
 
 
 def _status(outcome: Outcome, row: KernelRow, interrupted: str) -> dict[str, str]:
-    """The worst status that a row deserves, and the reason."""
+    """The worst status that applies to a row, and the reason."""
     missing = "; ".join(f"{name}: {why}" for name, why in (row.failures | row.untimed).items())
     status, reason = Status.VALID.value, missing
     if outcome.failure:

@@ -14,7 +14,7 @@ _NAMED = 8  # cells that are named; a large sweep has hundreds
 
 
 def lines(run: Run, directory: Path | None) -> list[str]:
-    """The cases left and the command, if there is a directory to go on in; nothing where every case has a result."""
+    """The cases left, and the command to go on if there is a directory; nothing where every case has a result."""
     if not run.pending:
         return []
     why = run.sessions[-1].interrupted if run.sessions else ""

@@ -68,7 +68,7 @@ class Watch:
         self._lines.say(self._told_once(result), self._finished, self._pending)
 
     def _told_once(self, result: Result) -> Result:
-        """The result, with a reason that many cases cannot run for given once on a terminal."""
+        """The result; on a terminal a reason that many cases share is given only once."""
         if result.status is not Status.UNSUPPORTED or not self._console.is_terminal:
             return result
         known = result.reason in self._reasons
