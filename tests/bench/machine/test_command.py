@@ -28,5 +28,5 @@ def test_doctor_says_what_runs_and_why_not_the_rest(monkeypatch: pytest.MonkeyPa
     assert ["(1)", "interpreted"] in words
     assert ["(2)", "is", "emulated"] in words
     assert ["(3)", "needs", "a", "better", "CPU"] in words
-    assert ["It", "reaches,", "measured", "now:", "a", "large", "copy", "4", "GB/s."] in words
+    assert ["Measured", "now:", "a", "large", "copy", "4", "GB/s."] in words
     assert json.loads(invoke("doctor", "--json").stdout) == [asdict(found)]
