@@ -46,7 +46,7 @@ def test_lists(width: int) -> None:
     presets: Any = sweep_command.presets()
     holds(tables.table(presets), width, [(row["preset"], row["cases"]) for row in presets])
     models: Any = sweep_command.models()
-    holds(tables.table(models), width, [(row["model"], ", ".join(map(str, row["layers"]))) for row in models])
+    holds(tables.table(models), width, [(row["model"], ", ".join(map(str, row["blocks"]))) for row in models])
 
 
 @AT_EACH_WIDTH
