@@ -5,6 +5,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +24,8 @@ from bench.audit.worker import ODD_BLOCK_SHAPES, ODD_SHAPES, default_shapes, exa
 from bench.cli import main
 from bench.kernels import types
 from bench.workers.errors import WorkerCrashedError
-from bench.workers.parent import Terms, call
+from bench.workers.parent import Terms
+from kernels.audit import audit as audit_kernels
 from kernels.audit.audit import FORMS, Subject, Use, Work, subjects
 from kernels.audit.compilation import DTYPES, Compilation, Figures, occupancy, of_call
 from kernels.launch.runtime import ARCHITECTURES, Call
@@ -184,9 +188,21 @@ Verdict = tuple[dict[str, Any], list[str]]
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> dict[str, Verdict]:
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """What compiles, in one process: each takes as long to import torch as to compile all that these tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
+        for name in ("TRITON_INTERPRET", "TRITON_CACHE_DIR"):
+            patch.setenv(name, "")  # so that what is set is undone
+        with audit_kernels.compilers() as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def verdicts(pool: ProcessPoolExecutor) -> dict[str, Verdict]:
     """Of the planted kernels, really compiled."""
-    return call(planted_kernels.verdicts, list(planted_kernels.PLANTED), "sm_80")
+    names = list(planted_kernels.PLANTED)
+    return dict(zip(names, pool.map(planted_kernels.verdict, names), strict=True))
 
 
 def test_nothing_is_wrong_with_a_good_kernel(verdicts: dict[str, Verdict]) -> None:
@@ -338,46 +354,53 @@ OF_BLOCK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("forms", "kernels"),
-    [
-        ("running statistics", {"_update_running"}),
-        pytest.param(
-            "bn,stem,bottleneck,running statistics",
-            OF_NORM | {"_pool", "_update_running"} | OF_BLOCK,
-            marks=pytest.mark.exhaustive,
-        ),
-    ],
-)
-def test_some_kernels_from_end_to_end(tmp_path: Path, forms: str, kernels: set[str]) -> None:
-    """A part of what the whole audit compiles."""
-    selection = ("--arch", "sm_100", "--dtypes", "fp16", "--forms", forms)
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "audit",
-        *selection,
-        "--shape",
-        "256,64,56,56",
-        "--json",
-        "--csv",
-        "a.csv",
-    ]
-    ended = subprocess.run(  # noqa: S603
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-    )
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
-    told = json.loads(ended.stdout)
+PARTS = {  # of what the whole audit compiles
+    "running statistics": {"_update_running"},
+    "bn,stem,bottleneck,running statistics": OF_NORM | {"_pool", "_update_running"} | OF_BLOCK,
+}
+
+
+def arguments_of(forms: str) -> list[str]:
+    selection = ["--arch", "sm_100", "--dtypes", "fp16", "--forms", forms, "--shape", "256,64,56,56"]
+    return ["audit", *selection, "--json", "--csv", "a.csv"]
+
+
+def check(forms: str, stdout: str, folder: Path) -> None:
+    """What the command says of some forms, and what it writes."""
+    told = json.loads(stdout)
     rows = told["rows"]
     assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)
-    assert {row["kernel"] for row in rows} == kernels
+    assert {row["kernel"] for row in rows} == PARTS[forms]
+    assert {row["arch"] for row in rows} == {"sm_100"}
     whole = forms != "running statistics"
     assert {row["layout"] for row in rows} == ({"channels_last", "NCHW, 16", ""} if whole else {""})
     assert {mode for row in rows for mode in row["modes"]} == ({"training", "evaluation"} if whole else {"training"})
     assert {row["main_bits"] for row in rows if row["wide"]} == ({128} if whole else set())
     assert all(0 < row["registers"] <= 255 and row["resident_warps"] > 0 for row in rows)
-    with (tmp_path / "a.csv").open(newline="") as file:
+    with (folder / "a.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["kernel"] for row in written] == [row["kernel"] for row in rows]
     assert [int(row["registers"]) for row in written] == [row["registers"] for row in rows]
+
+
+def test_a_kernel_from_the_command_to_the_compiler_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Terms, "call", lambda _, _entry, *arguments: bench_audit.examine(*arguments))
+    monkeypatch.setattr(audit_kernels, "compilers", lambda: nullcontext(pool))
+    ended = CliRunner().invoke(main, arguments_of("running statistics"))
+    assert (ended.exit_code, ended.stderr) == (0, ""), ended.stdout
+    check("running statistics", ended.stdout, tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("forms", PARTS)
+def test_some_kernels_from_end_to_end(tmp_path: Path, forms: str) -> None:
+    """In processes of its own."""
+    command = [sys.executable, "-m", "bench", *arguments_of(forms)]
+    ended = subprocess.run(  # noqa: S603
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    check(forms, ended.stdout, tmp_path)
