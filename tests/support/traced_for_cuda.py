@@ -2,9 +2,9 @@
 
     python traced_for_cuda.py
 
-Prints a JSON object: by form and mode, for each graph (forward, backward) its kernels, each with the arguments that
-torch's analysis of the kernel's code found written. A driver that only names the target stands in for CUDA's; nothing
-runs.
+Prints a JSON object. First what each form says to tensors of the CPU where there is neither a GPU nor an interpreter;
+then by form and mode, for each graph (forward, backward) its kernels, each with the arguments that torch's analysis of
+the kernel's code found written. A driver that only names the target stands in for CUDA's; nothing runs.
 """
 
 import os
@@ -107,14 +107,26 @@ def update(backend: Backend) -> None:
     compiled(mean, var, batches, statistics, 0.1, 6272)
 
 
+def refused() -> list[str]:
+    """What each form says as it is."""
+    said = []
+    for kernel in KERNELS:
+        try:
+            kernel.run(make_operands(kernel, (2, 8, 4, 4), torch.float32, "cpu"), True)
+        except RuntimeError as error:
+            said.append(f"{kernel.name}: {error}")
+    return said
+
+
 def main() -> None:
+    said = refused()
     pretend()
     graphs = {
         f"{kernel.name}, {mode}": traced(partial(step, kernel, mode == "training"))
         for kernel in KERNELS
         for mode in ("training", "evaluation")
     }
-    json.dump(graphs | {"running statistics": traced(update)}, sys.stdout)
+    json.dump({"refused": said, "graphs": graphs | {"running statistics": traced(update)}}, sys.stdout)
 
 
 if __name__ == "__main__":
