@@ -33,7 +33,7 @@ def _path_network(name: str, plain: nn.Module, _: Request) -> nn.Module:
 
 
 # The network of a scheme, made of the plain one. cuDNN's fused graphs are missing: PyTorch does not call them.
-NETWORKS: dict[str, Make] = {
+FACTORIES: dict[str, Make] = {
     **{path.name: partial(_path_network, path.name) for path in PATHS if runs_without_data(path)},
     "inductor": lambda plain, _: torch.compile(plain, dynamic=False),  # type: ignore[dict-item,return-value]
     "folded": lambda plain, request: fold(plain, DTYPES[request.precision]),
@@ -54,7 +54,7 @@ def prepare(request: Request, device: str) -> Callable[[], tuple[Tensor, ...]]:
     plain = as_counted(make_model(request.model, SEED).to(device), request)
     batch = images(request, device).normal_()
     gradient = torch.randn(request.batch_size, network_of(request.model).classes, dtype=batch.dtype, device=device)
-    network = NETWORKS[scheme](plain, request)
+    network = FACTORIES[scheme](plain, request)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def step() -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ def test_bytes_of_a_small_network_by_hand(mode: Mode, precision: Precision, monk
             nn.Linear(4, 10),
         )
 
-    monkeypatch.setattr(measure_cost, "build_model", small)
+    monkeypatch.setattr(measure_cost, "build_network", small)
     measure_cost._count.cache_clear()
     found = cost("small", mode, precision, 5, 8)
     measure_cost._count.cache_clear()

@@ -196,8 +196,8 @@ DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_every_scheme_has_a_network_but_those_that_pytorch_cannot_call(mode: Mode) -> None:
-    assert set(all_schemes(mode)) - set(profiled.NETWORKS) <= {"cudnn-fused"}
-    assert set(profiled.NETWORKS) - set(DECLARED) <= {*all_schemes("train"), *all_schemes("infer"), *_PATHS}
+    assert set(all_schemes(mode)) - set(profiled.FACTORIES) <= {"cudnn-fused"}
+    assert set(profiled.FACTORIES) - set(DECLARED) <= {*all_schemes("train"), *all_schemes("infer"), *_PATHS}
 
 
 _PATHS = {"channels_last", "cuda-graph", "triton-cuda-graph", "gram-cuda-graph"}  # like others, and counted with them
