@@ -65,8 +65,9 @@ class Workers:
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
-    """Each test in an empty current directory."""
+    """Each test in an empty current directory; pictures, which take longest, are files that hold none."""
     made = Workers()
+    monkeypatch.setattr("bench.render.figures.encode", lambda _figure, kind: kind.encode())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Terms, "call", lambda _, entry, *arguments: made.call(entry, *arguments))
     monkeypatch.setattr(Terms, "started", lambda _, entry, *arguments: made.start(entry, *arguments))

@@ -1,6 +1,6 @@
 """The search for tiles: what is tried, what comes out to be pasted, and a product by a library where that is chosen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from bench.kernels import search
 from bench.kernels.operands import Launched, launches
 from bench.kernels.ops import ops
 from bench.kernels.report.trials import paste, tables
-from bench.kernels.search import CANDIDATES, PRODUCT_CANDIDATES, Question, questions, trials
+from bench.kernels.search import Question, questions, trials
 from bench.kernels.types import Op, Request, Trial
 from bench.workers.parent import Terms
 from kernels.launch.passes import TILES, Pass, Tile
@@ -23,6 +23,16 @@ from kernels.products.tiles import Product, ProductTile, choice_for
 
 BLOCK = Op(form="bottleneck+downsampling", shape=(8, 256, 28, 28), dtype="bf16", mode="train")
 MACHINE = "sm_90"
+EVERY = search.CANDIDATES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_candidates() -> Iterator[None]:
+    """Each is a launch of everything: some of every number of warps, and of both numbers of columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "CANDIDATES", EVERY[::7])
+        patch.setattr(search, "PRODUCT_CANDIDATES", search.PRODUCT_CANDIDATES[::4])
+        yield
 
 
 def searched(*wanted: Op, timer: Callable[[Launched], float], budget_s: float | None = None) -> list[Trial]:
@@ -33,6 +43,12 @@ def searched(*wanted: Op, timer: Callable[[Launched], float], budget_s: float | 
 @cache
 def asked(wanted: tuple[Op, ...]) -> list[Question]:
     return questions(wanted, MACHINE, MACHINE)
+
+
+@cache
+def of_equals() -> list[Trial]:
+    """Of a block whose launches all take as long."""
+    return searched(BLOCK, timer=lambda _: 1.0)
 
 
 def found(timer: Callable[[Launched], float], budget_s: float | None = None) -> list[Trial]:
@@ -72,12 +88,12 @@ def test_a_search_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_candidate_is_tried_for_every_kind_of_pass() -> None:
     tried = found(lambda _: 1.0)
-    assert all(32 * tile.num_warps * tile.programs <= 2048 for tile in CANDIDATES), "resident threads of an SM"
+    assert all(32 * tile.num_warps * tile.programs <= 2048 for tile in EVERY), "resident threads of an SM"
     for kind in get_args(Pass):
         of_kind = [trial for trial in tried if trial.key == kind]
         shapes = {trial.op.key for trial in of_kind}
         assert 1 <= len(shapes) <= 3
-        assert len(of_kind) == len(shapes) * len({TILES[kind], *CANDIDATES})
+        assert len(of_kind) == len(shapes) * len({TILES[kind], *search.CANDIDATES})
         assert {Tile(**trial.tile) for trial in of_kind if trial.present} == {TILES[kind]}
 
 
@@ -125,7 +141,7 @@ def products(op: Op) -> set[Product]:
 
 
 def test_every_product_is_tried_at_its_shape_and_by_a_library_where_that_can() -> None:
-    tried = [trial for trial in searched(BLOCK, timer=lambda _: 1.0) if not isinstance(trial.key, str)]
+    tried = [trial for trial in of_equals() if not isinstance(trial.key, str)]
     of = products(BLOCK)
     assert {product.kind for product in of} == {
         "conv", "gram", "block end dual", "row product", "inner gradient", "input gradient",
@@ -134,7 +150,7 @@ def test_every_product_is_tried_at_its_shape_and_by_a_library_where_that_can() -
     for product in of:
         of_product = [trial for trial in tried if trial.key == product]
         tiles = [ProductTile(**trial.tile) for trial in of_product if trial.tile]
-        assert set(tiles) == {choice_for(product), *PRODUCT_CANDIDATES}
+        assert set(tiles) == {choice_for(product), *search.PRODUCT_CANDIDATES}
         assert tiles[0] == choice_for(product)
         assert [trial.present for trial in of_product] == [True] + [False] * (len(of_product) - 1)
         by_library = product.kind == "conv" or product[2:] == ("row product", 128, 256)  # not what is masked
@@ -151,7 +167,7 @@ def test_a_tile_is_launched_where_it_is_tried() -> None:
         return 1.0
 
     searched(BLOCK, timer=timer)
-    wanted = {(tile.num_warps, tile.num_stages) for tile in PRODUCT_CANDIDATES}
+    wanted = {(tile.num_warps, tile.num_stages) for tile in search.PRODUCT_CANDIDATES}
     assert seen.keys() == products(BLOCK)
     assert all(options >= wanted for options in seen.values())
 
@@ -177,4 +193,4 @@ def test_what_is_better_is_to_be_pasted_and_what_is_not_is_left(monkeypatch: pyt
 
 
 def test_a_library_that_is_slower_is_not_pasted() -> None:
-    assert "SEARCHED in kernels/products/tiles.py" not in paste(searched(BLOCK, timer=lambda _: 1.0))
+    assert "SEARCHED in kernels/products/tiles.py" not in paste(of_equals())

@@ -321,9 +321,9 @@ def test_importing_metrics_imports_no_torch() -> None:
 
 
 def test_a_grid_is_complete() -> None:
-    grid = sweep()
+    grid = sweep(batches=(8,))
     table = frame(grid)
-    assert len(table) == len(grid.plan.cases) == 2 * 2 * 2 * 4 * 7
+    assert len(table) == len(grid.plan.cases) == 2 * 2 * 2 * 7
     compiled = table[(table["path"] == "compile") & (table["status"] == "valid")]
     assert np.allclose(compiled["speedup_vs_eager"].astype(float), 1.9)
     assert isinstance(grid.results[0], Result)
