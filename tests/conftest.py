@@ -24,7 +24,7 @@ from tests.support.left_out import (  # noqa: F401 - hooks
     pytest_testnodedown,
 )
 from tests.support.made_up_workers import directory, workers  # noqa: F401 - fixtures
-from tests.support.narrow_networks import narrow_depth  # noqa: F401 - a fixture
+from tests.support.narrow_networks import narrow_depth, quick_choice  # noqa: F401 - fixtures
 from tests.support.quick_interpreter import hurry
 from tests.support.shallow_programs import flags_restored  # noqa: F401 - fixtures
 

@@ -17,8 +17,10 @@ from tests.support.processes import PATIENCE_S
 from tests.support.shallow_programs import CLASSES, EAGER, make_batch, make_model, make_program, relative, run
 
 COMPILED = [path for path in PATHS if path.compile_mode is not None]
+# Compilation takes longest: of these the default suite has the other mode, or the other network.
+COMPILED_AS_OTHERS = (("compile", "train"), ("triton-compile", "infer"), ("compile-max-autotune", "infer"))
 
-pytestmark = pytest.mark.usefixtures("narrow_depth", "flags_restored")
+pytestmark = pytest.mark.usefixtures("narrow_depth", "quick_choice", "flags_restored")
 
 
 # Every path.
@@ -40,6 +42,8 @@ def runnable() -> list[Any]:
             )
             reason = why_unsupported(case, path)
             marks = [pytest.mark.skip(reason=reason)] if reason else []
+            if (path.name, mode) in COMPILED_AS_OTHERS:
+                marks.append(pytest.mark.exhaustive)
             cells.append(pytest.param(path, mode, id=f"{path.name}-{mode}", marks=marks))
     return cells
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from resnet.folded import fastest
 from resnet.models.resnet import ResNet
 from resnet.models.table import NETWORKS, Network
 
@@ -44,4 +45,13 @@ def narrow_depth() -> Iterator[None]:
         patch.setitem(NETWORKS, NARROW17, Network(name=NARROW17, block="bottleneck", blocks=(2, 1, 1, 1)))
         patch.setitem(NETWORKS, NARROW10, Network(name=NARROW10, block="basic", blocks=(1, 1, 1, 1)))
         patch.setattr(ResNet, "__init__", _init)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_choice() -> Iterator[None]:
+    """Folded layers time each of their ways once, beside little data of other layers: for what is right by each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastest, "_TRIALS", 1)
+        patch.setattr(fastest, "_OTHER_LAYERS", dict.fromkeys(fastest._OTHER_LAYERS, 1 << 10))
         yield

@@ -201,8 +201,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="module")
 def verdicts(pool: ProcessPoolExecutor) -> dict[str, Verdict]:
     """Of the planted kernels, really compiled."""
-    names = list(planted_kernels.PLANTED)
-    return dict(zip(names, pool.map(planted_kernels.verdict, names), strict=True))
+    return dict(zip(planted_kernels.PLANTED, pool.map(planted_kernels.verdict, planted_kernels.PLANTED), strict=True))
 
 
 def test_nothing_is_wrong_with_a_good_kernel(verdicts: dict[str, Verdict]) -> None:
@@ -366,7 +365,6 @@ def arguments_of(forms: str) -> list[str]:
 
 
 def check(forms: str, stdout: str, folder: Path) -> None:
-    """What the command says of some forms, and what it writes."""
     told = json.loads(stdout)
     rows = told["rows"]
     assert (told["faults"], told["files"], told["exit_code"]) == ([], ["a.csv"], 0)

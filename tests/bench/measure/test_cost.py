@@ -9,7 +9,7 @@ from bench.measure.cost import activation_bytes, cost
 from bench.measure.memory import saved_storages
 from bench.types import Mode, Precision
 from resnet.models.build import build_model
-from resnet.models.table import NETWORKS
+from resnet.models.table import NETWORKS, Network
 
 # Multiply-adds of one image at 224 px, layer by layer (He et al., 2015, table 1; v1.5): pixels of the output, then
 # input channels x output channels x kernel size.
@@ -79,6 +79,7 @@ def test_bytes_of_a_small_network_by_hand(mode: Mode, precision: Precision, monk
             nn.Linear(4, 10),
         )
 
+    monkeypatch.setitem(NETWORKS, "small", Network(name="small", block="basic", blocks=()))
     monkeypatch.setattr(measure_cost, "build_network", small)
     measure_cost._count.cache_clear()
     found = cost("small", mode, precision, 5, 8)

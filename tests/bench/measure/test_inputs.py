@@ -12,12 +12,13 @@ from resnet.models.build import build_model
 from resnet.models.resnet import ResNet
 from resnet.paths import PATHS_BY_NAME
 from resnet.program import Program
+from tests.support.exhaustive import exhaustive
 from tests.support.inputs import batch, reference_model
 
 MODELS = ("resnet18", "resnet50")
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[MODELS[0], *exhaustive(*MODELS[1:])])
 def model(request: pytest.FixtureRequest) -> ResNet:
     return reference_model(request.param, 0)
 

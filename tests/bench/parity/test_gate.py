@@ -29,7 +29,7 @@ MODEL, BATCH, SIDE = NARROW18, 4, 64
 SETTINGS = Settings(parity_steps=1)
 RATES = Ceilings(copy_bytes_per_s=1e11, matmul_flops_per_s={"fp64": 1e14})  # never a smaller batch
 
-pytestmark = pytest.mark.usefixtures("narrow_depth")
+pytestmark = pytest.mark.usefixtures("narrow_depth", "quick_choice")
 
 
 # Faults of the step: what it returns, what it trains on, how it updates.
@@ -120,6 +120,7 @@ def test_a_path_without_a_fault_passes(path: str, mode: Mode, precision: Precisi
     assert judge(other_program(case, SETTINGS), case, references(mode, precision), checks=(0, 1)).failures == ()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_path_passes(references: References) -> None:
     case = case_of("compile", "infer", "fp32")

@@ -13,16 +13,19 @@ from bench.parity.locate import first_diverging_layer
 from bench.types import Case, Ceilings, Mode, Precision, Settings
 from resnet.models.resnet import ResNet
 from resnet.program import Program
+from tests.support.narrow_networks import NARROW18
 from tests.support.other_programs import other_program
 
 SETTINGS = Settings(parity_steps=1)
 RATE = 1e12  # FLOP/s of fp64 products
 RATES = Ceilings(copy_bytes_per_s=1e10, matmul_flops_per_s={"fp64": RATE})
 
+pytestmark = pytest.mark.usefixtures("narrow_depth", "quick_choice")
+
 
 def case(**changes: object) -> Case:
     cell = {
-        "model": "resnet18",
+        "model": NARROW18,
         "mode": "infer",
         "precision": "fp32",
         "batch_size": 4,
@@ -90,7 +93,7 @@ def test_what_is_saved_is_the_plain_model_in_fp64(tmp_path: Path) -> None:
 
 
 def seconds(batch_size: int) -> float:
-    flops = cost.cost("resnet18", "infer", "fp32", batch_size, 64).flops
+    flops = cost.cost(NARROW18, "infer", "fp32", batch_size, 64).flops
     return flops * SETTINGS.parity_steps * reference.CHECKS / (RATE * reference._REFERENCE_EFFICIENCY)
 
 
@@ -100,9 +103,9 @@ def test_the_timed_batch_is_checked_where_it_fits(tmp_path: Path) -> None:
     assert (made.batch_size, made.note) == (4, "")
 
 
-@pytest.mark.parametrize(("budget_s", "batch_size"), [(1.01 * seconds(2), 2), (0.99 * seconds(2), 1), (0.0, 1)])
-def test_the_batch_is_halved_until_the_time_suffices(budget_s: float, batch_size: int, tmp_path: Path) -> None:
-    made = reference.prepare(case(), replace(SETTINGS, parity_budget_s=budget_s), RATES, tmp_path)
+@pytest.mark.parametrize(("share", "batch_size"), [(1.01, 2), (0.99, 1), (0.0, 1)])
+def test_the_batch_is_halved_until_the_time_suffices(share: float, batch_size: int, tmp_path: Path) -> None:
+    made = reference.prepare(case(), replace(SETTINGS, parity_budget_s=share * seconds(2)), RATES, tmp_path)
     assert made.batch_size == batch_size
     assert f"at batch {batch_size}" in made.note
     assert "at batch 4" in made.note
@@ -121,7 +124,7 @@ def test_the_time_of_an_emulated_precision_counts(precision: Precision, batch_si
 def test_the_batch_is_halved_until_the_memory_suffices(
     mode: Mode, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = share * cost.activation_bytes("resnet18", 2, 64, 8)
+    needed = share * cost.activation_bytes(NARROW18, 2, 64, 8)
     monkeypatch.setattr(memory, "free_bytes", lambda _: needed / reference._USABLE_MEMORY * 1.01)
     made = reference.prepare(case(mode=mode), SETTINGS, RATES, tmp_path)
     assert made.batch_size == 2

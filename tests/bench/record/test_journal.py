@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
+from itertools import count
 from math import inf, nan
 from pathlib import Path
 from types import UnionType
@@ -29,6 +30,7 @@ from bench.types import (
     TensorError,
 )
 from bench.workers.places import TEMPORARY
+from tests.support.exhaustive import exhaustive
 from tests.support.journals import CASES, CEILINGS, ELSEWHERE, HERE, PLAN, result, write
 from tests.support.repository import ROOT
 
@@ -77,12 +79,19 @@ def filled(hint: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401 a type
     return SCALARS[hint] if hint in SCALARS else st.from_type(hint)
 
 
-@settings(max_examples=50, deadline=None)
-@given(plan=filled(Plan), records=st.tuples(*map(filled, (Environment, Ceilings, Result, Session))))
-def test_every_record_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, plan: Plan, records: tuple[Environment, Ceilings, Result, Session]
-) -> None:
-    directory = tmp_path_factory.mktemp("run")
+@pytest.mark.parametrize("examples", [10, *exhaustive(200)])
+def test_every_record_comes_back_as_it_was(tmp_path: Path, examples: int) -> None:
+    numbers = count()
+
+    @settings(max_examples=examples, deadline=None)
+    @given(plan=filled(Plan), records=st.tuples(*map(filled, (Environment, Ceilings, Result, Session))))
+    def each(plan: Plan, records: tuple[Environment, Ceilings, Result, Session]) -> None:
+        comes_back(tmp_path / str(next(numbers)), plan, records)
+
+    each()
+
+
+def comes_back(directory: Path, plan: Plan, records: tuple[Environment, Ceilings, Result, Session]) -> None:
     environment, ceilings, drawn, session = records
     result = replace(drawn, environment_hash=environment.hash)
     write(directory, environment, ceilings, result, session, plan=plan)

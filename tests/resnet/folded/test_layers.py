@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import ClassVar
@@ -25,14 +25,7 @@ Candidate = Callable[[FoldedConv2d, Tensor], Way]
 # Folding rounds the weights once more. fp64: unit roundoff 1.1e-16, fp32 6e-8, bf16 3.9e-3, over some tens of layers.
 ERRORS = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-2}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_choice() -> Iterator[None]:
-    """One timed run of each way, beside little data of other layers: which one it chooses decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastest, "_TRIALS", 1)
-        patch.setattr(fastest, "_OTHER_LAYERS", {"cpu": 1 << 10})
-        yield
+pytestmark = pytest.mark.usefixtures("quick_choice")
 
 
 @pytest.fixture(scope="module", params=[NARROW18, NARROW17, *exhaustive("resnet18", "resnet50")])
