@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -45,5 +46,5 @@ os.environ["RESBENCH_CACHE_DIR"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest: else one core has it to itself at the end."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """Begin with the files of whole commands, which take longest: else one core has them to itself at the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)

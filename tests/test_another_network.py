@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.support.planted_network import NAME, THIS, Planted
+from tests.support.planted_network import NAME, Planted
 from tests.support.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 def resbench(here: Path, *arguments: str) -> str:
     """What the command prints with the network known to it."""
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", f"from {THIS} import resbench; resbench()", *arguments],
+        [sys.executable, "-c", "from tests.support.known_network import resbench; resbench()", *arguments],
         cwd=here,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,

@@ -1,17 +1,15 @@
 """A small network that is no reference ResNet: three stages, ten classes, one channel, images of 20x24, no pooling.
 
-Importing this module makes it known by its name, in whichever process does so.
+`tests.support.known_network` makes it known by its name.
 """
 
 import torch
 from torch import Tensor, nn
 
-from bench.__main__ import main
-from bench.workers import parent
 from resnet.models.resnet import BasicBlock
-from resnet.models.table import NETWORKS, Network
+from resnet.models.table import Network
 
-NAME, THIS = "planted", "tests.support.planted_network"
+NAME = "planted"
 WIDTHS = (8, 12, 16)
 
 
@@ -47,9 +45,9 @@ def build(name: str) -> nn.Module:
     return Planted()
 
 
-NETWORKS[NAME] = Network(
+ROW = Network(
     name=NAME,
-    factory=f"{THIS}:build",
+    factory=f"{__name__}:build",
     input=(1, 20, 24),
     classes=10,
     block="basic",
@@ -58,9 +56,3 @@ NETWORKS[NAME] = Network(
     width=WIDTHS[-1],
     published=False,
 )
-
-
-def resbench() -> None:
-    """`resbench` in this process and its workers, with the network known in all of them."""
-    parent._PRELOAD.append(THIS)
-    main()
