@@ -206,7 +206,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", [*list(BAD)[:1], *exhaustive(*list(BAD)[1:])])
+CHECKED = ("malformed TOML", "corrupt journal")  # by default: they are refused before anything imports torch
+
+
+@pytest.mark.parametrize("name", [*CHECKED, *exhaustive(*(name for name in BAD if name not in CHECKED))])
 def test_bad_input_is_one_paragraph(here: Path, name: str) -> None:
     arguments, words = BAD[name]
     if torch.cuda.is_available() and "CUDA" in name:
