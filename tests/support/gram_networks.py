@@ -25,7 +25,7 @@ class Narrow(nn.Module):
             return nn.Sequential(nn.Conv2d(16, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=4, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.layer1 = nn.Sequential(block(16, 4), block(16, 4))
+        self.layer1 = nn.Sequential(block(16, 4))
         self.layer2 = nn.Sequential(block(16, 8, stride=2, downsample=shortcut(32, 2)), block(32, 8))
         self.fc = nn.Linear(32, 10)
 
