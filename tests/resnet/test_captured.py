@@ -42,7 +42,7 @@ def test_captured_training_is_training_from_the_first_step_on(captured: tuple[Pa
     before = state(program)
     for _ in ("fresh", "gone back"):
         eager = make_program(EAGER, "train", device=device)
-        for seed in (2, 3, 4):
+        for seed in (2, 3):
             logits, loss = run(program, seed)
             wanted, wanted_loss = run(eager, seed)
             assert relative(logits, wanted) < 1e-3

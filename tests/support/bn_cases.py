@@ -15,9 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.batch_norm import act, pool
 from kernels.kernel import Kernel, Norm, Operands, Shape, make_operands
 from kernels.launch import passes, runtime
+from kernels.table import KERNELS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Run = Callable[[Operands, bool], Tensor]
+
+# Without a ReLU, or with a shortcut as it is: what `bn+relu` and `dual` have besides, in the same kernels.
+LESS = ("bn", "bn+residual+relu")
+kinds = pytest.mark.parametrize(
+    "kernel",
+    [pytest.param(kernel, marks=[pytest.mark.exhaustive] if kernel.name in LESS else []) for kernel in KERNELS],
+    ids=lambda kernel: kernel.name,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

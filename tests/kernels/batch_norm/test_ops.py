@@ -15,7 +15,7 @@ from kernels.batch_norm.statistics import update_running_statistics
 from kernels.kernel import Kernel, Norm, Operands
 from kernels.launch.runtime import recorded
 from kernels.table import KERNELS, KERNELS_BY_NAME
-from tests.support.bn_cases import DEVICE, Seen, map_images, mapped, named, operands_of, random_like, results
+from tests.support.bn_cases import DEVICE, Seen, kinds, map_images, mapped, named, operands_of, random_like, results
 from tests.support.exhaustive import exhaustive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,7 +155,7 @@ def test_exported_for_evaluation() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@forms
+@kinds
 def test_checkpointed(kernel: Kernel, use_reentrant: bool) -> None:
     """Backward runs the forward pass again, and gets the same."""
     operands = operands_of(kernel, SHAPE)
@@ -175,7 +175,7 @@ def test_checkpointed(kernel: Kernel, use_reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@forms
+@kinds
 def test_autocast_keeps_the_precision_of_x(kernel: Kernel, dtype: torch.dtype) -> None:
     operands = operands_of(kernel, SHAPE, dtype)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
@@ -185,7 +185,7 @@ def test_autocast_keeps_the_precision_of_x(kernel: Kernel, dtype: torch.dtype) -
     assert equal(found, results(kernel.run, operands, True))
 
 
-@forms
+@kinds
 def test_runs_in_inference_mode(kernel: Kernel) -> None:
     operands = operands_of(kernel, SHAPE)
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_runs_in_inference_mode(kernel: Kernel) -> None:
 
 
 @trainings
-@forms
+@kinds
 def test_x_changed_before_backward_is_noticed(kernel: Kernel, training: bool) -> None:
     """Backward reads x again: a ReLU in place, or the next batch in the same tensor, must not pass unseen."""
     operands = operands_of(kernel, SHAPE)
@@ -207,7 +207,7 @@ def test_x_changed_before_backward_is_noticed(kernel: Kernel, training: bool) ->
 
 
 @trainings
-@forms
+@kinds
 def test_the_result_may_be_changed_in_place(kernel: Kernel, training: bool) -> None:
     """As behind a ReLU of torch's: an in-place dropout, say."""
     operands = operands_of(kernel, SHAPE)
@@ -220,7 +220,7 @@ def test_the_result_may_be_changed_in_place(kernel: Kernel, training: bool) -> N
 
 
 @trainings
-@forms
+@kinds
 def test_double_backward_says_what_to_do(kernel: Kernel, training: bool) -> None:
     operands = operands_of(kernel, SHAPE)
     y = kernel.run(operands, training)
@@ -230,7 +230,7 @@ def test_double_backward_says_what_to_do(kernel: Kernel, training: bool) -> None
 
 
 @trainings
-@forms
+@kinds
 def test_nothing_asks_the_host(kernel: Kernel, training: bool, without_dispatcher: None) -> None:  # noqa: ARG001
     """Ops launch kernels, allocate, view, and in evaluation add up a small tensor: what a CUDA graph allows."""
     operands = operands_of(kernel, SHAPE)

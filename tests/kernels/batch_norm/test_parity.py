@@ -19,6 +19,7 @@ from tests.support.bn_cases import (
     MANY_RUNS,
     TOLERANCES,
     error,
+    kinds,
     map_norms,
     mapped,
     named,
@@ -95,7 +96,7 @@ def test_parity_over_blocks_of_channels(kernel: Kernel, channels_last: bool, nar
 
 @trainings
 @pytest.mark.parametrize("affine", AFFINES)
-@forms
+@kinds
 def test_parity_without_parameters(kernel: Kernel, affine: str, training: bool) -> None:
     operands = map_norms(operands_of(kernel, SHAPE), AFFINES[affine])
     assert violations(kernel, operands, training) == []
@@ -103,7 +104,7 @@ def test_parity_without_parameters(kernel: Kernel, affine: str, training: bool) 
 
 @trainings
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *exhaustive(torch.float16)], ids=str)
-@forms
+@kinds
 def test_parity_with_parameters_of_low_precision(kernel: Kernel, dtype: torch.dtype, training: bool) -> None:
     """What model.half() makes: parameters and running statistics in the precision of x."""
     operands = mapped(operands_of(kernel, SHAPE, dtype), lambda tensor: tensor.to(dtype))
@@ -117,7 +118,7 @@ def test_parity_of_a_sum_without_relu(name: str, training: bool) -> None:
     assert violations(kernel, operands_of(kernel, SHAPE), training) == []
 
 
-@forms
+@kinds
 def test_only_what_is_asked_for_gets_a_gradient(kernel: Kernel) -> None:
     """One after the other alone, as for frozen parameters or an image that is no variable."""
     all_of_them = operands_of(kernel, SHAPE)
@@ -146,7 +147,7 @@ def test_a_shortcut_of_another_precision_is_converted(z_dtype: torch.dtype, trai
 
 @layouts
 @dtypes
-@forms
+@kinds
 def test_statistics_of_a_batch(kernel: Kernel, dtype: torch.dtype, channels_last: bool) -> None:
     operands = operands_of(kernel, SHAPE, dtype, channels_last=channels_last)
     images = [operands.x] if operands.z_norm is None or operands.z is None else [operands.x, operands.z]
@@ -168,7 +169,7 @@ def test_statistics_in_evaluation_are_the_running_ones(kernel: Kernel) -> None:
 
 
 @trainings
-@forms
+@kinds
 def test_operands_stay_as_they_are(kernel: Kernel, training: bool) -> None:
     """In training too: `update_running_statistics` alone changes the running statistics."""
     operands = operands_of(kernel, SHAPE)
@@ -184,7 +185,7 @@ def test_operands_stay_as_they_are(kernel: Kernel, training: bool) -> None:
 
 
 @layouts
-@forms
+@kinds
 def test_two_runs_are_equal_bit_for_bit(
     kernel: Kernel,
     channels_last: bool,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from kernels.kernel import Kernel, Norm, Operands, Shape
-from kernels.table import KERNELS, KERNELS_BY_NAME
+from kernels.table import KERNELS_BY_NAME
 from tests.support.bn_cases import (
     DEVICE,
     STRIDES,
+    kinds,
     map_images,
     map_norms,
     mapped,
@@ -26,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN and infinity in the interpreter
 ]
 
-forms = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 stem = pytest.mark.parametrize("kernel", [KERNELS_BY_NAME["stem"]], ids=["stem"])
 trainings = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "NCHW"])
@@ -59,14 +59,14 @@ WINDOWS: tuple[Shape, ...] = (  # of the stem: one row or column, odd and even, 
     ids=["channels_last, training", "NCHW, training", "NCHW, evaluation"],
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@forms
+@kinds
 def test_odd_shapes(kernel: Kernel, shape: Shape, channels_last: bool, training: bool) -> None:
     assert violations(kernel, operands_of(kernel, shape, channels_last=channels_last), training) == []
 
 
 @pytest.mark.exhaustive
 @trainings
-@forms
+@kinds
 def test_two_thousand_channels(kernel: Kernel, training: bool) -> None:
     assert violations(kernel, operands_of(kernel, WIDE), training) == []
 
@@ -79,7 +79,7 @@ def test_windows_over_the_edge(kernel: Kernel, shape: Shape, channels_last: bool
 
 
 @pytest.mark.parametrize("strides", STRIDES)
-@forms
+@kinds
 def test_inputs_of_any_strides(kernel: Kernel, strides: str) -> None:
     operands = map_images(operands_of(kernel, (4, 6, 5, 7)), STRIDES[strides])
     assert not operands.x.is_contiguous()
@@ -87,14 +87,14 @@ def test_inputs_of_any_strides(kernel: Kernel, strides: str) -> None:
 
 
 @pytest.mark.parametrize("strides", STRIDES)
-@forms
+@kinds
 def test_gradients_of_any_strides(kernel: Kernel, strides: str) -> None:
     operands = operands_of(kernel, (4, 6, 5, 7))
     dy = STRIDES[strides](random_like(kernel.oracle(operands, True)))
     assert violations(kernel, operands, True, dy=dy) == []
 
 
-@forms
+@kinds
 def test_x_and_z_in_different_layouts(kernel: Kernel) -> None:
     operands = operands_of(kernel, (4, 6, 5, 7), channels_last=True)
     if operands.z is None:
@@ -115,7 +115,7 @@ def test_a_shortcut_is_broadcast(strides: str) -> None:
 
 
 @trainings
-@forms
+@kinds
 def test_parameters_with_gaps(kernel: Kernel, training: bool) -> None:
     """Every other value of a longer tensor, and one value for all channels: as without gaps, to the bit.
 
@@ -146,7 +146,7 @@ def outcome(function: Callable[[], dict[str, Tensor]]) -> object:
 
 @trainings
 @pytest.mark.parametrize("shape", [(0, 6, 5, 5), (2, 6, 0, 5), (2, 6, 5, 0), (2, 0, 5, 5)], ids=str)
-@forms
+@kinds
 def test_empty_tensors(kernel: Kernel, shape: Shape, training: bool) -> None:
     """What eager makes of them: an empty result with gradients, or an error."""
     operands = operands_of(kernel, shape)
@@ -159,7 +159,7 @@ BAD: dict[str, float] = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 @trainings
 @pytest.mark.parametrize("bad", BAD)
-@forms
+@kinds
 def test_nan_and_infinity_reach_what_they_reach_in_eager(kernel: Kernel, bad: str, training: bool) -> None:
     """Of x, of z, and of the gradient: in one pixel each."""
     for victim in ("x", "z", "dy"):

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from kernels.batch_norm.statistics import update_running_statistics
 from kernels.kernel import Kernel, Norm, Operands, Shape
-from kernels.table import KERNELS, KERNELS_BY_NAME
+from kernels.table import KERNELS_BY_NAME
 from tests.support.bn_cases import (
     DEVICE,
     MANY_RUNS,
     TOLERANCES,
     error,
+    kinds,
     operands_of,
     random_like,
     results,
@@ -24,7 +25,6 @@ from tests.support.exhaustive import exhaustive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-forms = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 SHAPE: Shape = (4, 8, 9, 7)
 
 
@@ -132,7 +132,7 @@ def test_the_difference_is_taken_first(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.1415927, 1e4, 1e-30])
-@forms
+@kinds
 def test_a_constant_channel_has_no_variance(kernel: Kernel, value: float) -> None:
     """A channel of equal values beside others, as behind dead filters: y is the bias, gradients are finite."""
     operands = operands_of(kernel, SHAPE)

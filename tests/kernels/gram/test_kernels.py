@@ -19,7 +19,7 @@ from tests.support.gram_cases import DEVICE, DTYPES, dtypes, small_products  # n
 from tests.support.products import activated, close, line_of, mask_of, normalised, random, rows, spread, sums_of
 
 EPS = 1e-5
-N, K, COLUMNS, HEIGHT, WIDTH = 3, 20, 40, 7, 9  # no multiple of a tile
+N, K, COLUMNS, HEIGHT, WIDTH = 2, 20, 24, 7, 9  # no multiple of a tile
 
 # By the dtype of the operands: results are accumulated in fp32 (fp64 for fp64), and rounded where they are stored.
 STORED = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
