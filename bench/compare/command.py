@@ -69,6 +69,8 @@ def agreement(
     ctx: click.Context,
     /,
     *,
+    model: str,
+    image_size: int | None,
     rounds: int,
     seconds: float,
     out: Path | None,
@@ -85,9 +87,9 @@ def agreement(
     if out is not None:
         require_writable(out)
     writes_to(out.parent if out else None)
-    network = NETWORKS[str(axes["model"])]
-    height = axes["image_size"] or network.input[1]
-    case = msgspec.convert({**axes, "image_size": height, "device": device or device_found()}, Case)
+    network = NETWORKS[model]
+    size = network.height(image_size)
+    case = msgspec.convert({**axes, "model": model, "image_size": size, "device": device or device_found()}, Case)
     if problem := network.why_too_small(case.image_size):
         raise ValueError(f"--image-size: {problem}")
     settings = Settings(warmup_budget_s=seconds, sample_budget_s=seconds)

@@ -44,7 +44,7 @@ def layers(model: str, batch_size: int, image_size: int | None = None) -> list[t
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d | Bottleneck):
                 module.register_forward_pre_hook(remember)
-        network(torch.empty(row.images(batch_size, image_size or row.input[1])))
+        network(torch.empty(row.images(batch_size, row.height(image_size))))
     norms = [("stem", shapes[network.bn1])] if isinstance(network, ResNet) else []
     blocks = []
     for block in network.modules():

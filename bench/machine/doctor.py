@@ -47,7 +47,7 @@ def _cell(device: Device, rates: Ceilings, path: Path, mode: Mode, precision: Pr
         mode=mode,
         precision=precision,
         batch_size=_BATCH_SIZE,
-        image_size=_NETWORK.input[1],
+        image_size=_NETWORK.height(None),
         path=path.name,
         device=device,
     )

@@ -9,8 +9,6 @@ from torch import nn
 
 from bench.machine.environment import cpp_compiler
 from bench.types import Case
-from resnet.models.build import build_network
-from resnet.models.resnet import ResNet
 from resnet.models.table import network_of
 from resnet.paths import Path
 
@@ -59,15 +57,9 @@ def _few_values(case: Case, _: Path) -> str | None:
 
 
 def _foldable(case: Case, path: Path) -> str | None:
-    if not path.fold or _is_reference(case.model):
+    if not path.fold or network_of(case.model).is_reference:
         return None
     return f"path {path.name} can only fold the reference ResNets, and {case.model} is another network"
-
-
-@lru_cache
-def _is_reference(model: str) -> bool:
-    with torch.device("meta"):
-        return isinstance(build_network(model), ResNet)
 
 
 def _path_needs_cuda(case: Case, path: Path) -> str | None:

@@ -52,7 +52,7 @@ def _cases(block: Block) -> Iterable[Case]:
                 mode=cast("Mode", mode),
                 precision=cast("Precision", precision),
                 batch_size=batch_size,
-                image_size=network_of(model).input[1] if block.image_size is None else block.image_size,
+                image_size=network_of(model).height(block.image_size),
                 path=path,
                 device=cast("Device", block.device),
             )

@@ -101,13 +101,12 @@ def traffic(
     On this machine's GPU, where Nsight Compute (ncu) is installed and may read the counters, each scheme is also run
     with data, and the bytes that passed between memory and caches stand beside those counted; --no-counters skips this.
     """
-    network = network_of(model)
     request = Request(
         model=model,
         mode=mode,
         precision=precision,
         batch_size=batch_size,
-        image_size=network.input[1] if image_size is None else image_size,
+        image_size=network_of(model).height(image_size),
         schemes=_schemes(paths, mode),
     )
     _require_values(request)

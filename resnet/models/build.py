@@ -6,7 +6,7 @@ from typing import get_args
 from torch import nn
 
 from resnet.models.resnet import BasicBlock, Bottleneck, ResNet, Version
-from resnet.models.table import REFERENCE, network_of
+from resnet.models.table import network_of
 
 
 def build_network(name: str) -> nn.Module:
@@ -60,7 +60,7 @@ def build_model(
         >>> model(torch.randn(2, 3, 64, 64)).shape
         torch.Size([2, 10])
     """
-    if network_of(name).factory != REFERENCE:
+    if not network_of(name).is_reference:
         raise ValueError(f"{name} is no reference ResNet: build it with build_network")
     if version not in get_args(Version):
         raise ValueError(f"unknown version {version!r}: choose from {', '.join(get_args(Version))}")

@@ -25,6 +25,15 @@ class Network:
     width: int = 512  # channels inside the blocks of the last stage
     published: bool = True  # torchvision publishes trained weights under this name
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is a reference ResNet, which can be folded, and not another network."""
+        return self.factory == REFERENCE
+
+    def height(self, image_size: int | None) -> int:
+        """The height of the images in pixels: the one that is asked for, or by default the network's own."""
+        return self.input[1] if image_size is None else image_size
+
     def images(self, batch_size: int, image_size: int) -> tuple[int, int, int, int]:
         """The shape [N, C, H, W] of a batch of images that are `image_size` high, in the proportions of `input`."""
         channels, height, width = self.input
