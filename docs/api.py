@@ -1,6 +1,6 @@
 """Writes docs/api.md: the public names of `resnet` and `kernels`, from their docstrings, without importing them.
 
-griffe reads signatures and sections; what there is to show is `__all__`, in its order.
+griffe reads signatures and sections; `__all__` says which names are shown, and in which order.
 """
 
 from pathlib import Path
@@ -16,26 +16,26 @@ TITLES = {"parameters": "Arguments", "attributes": "Fields", "returns": "Returns
 
 
 def public(package: str) -> list[griffe.Class | griffe.Function]:
-    """What the package names in `__all__`, in that order."""
+    """The objects that the package names in `__all__`, in that order."""
     loader = griffe.GriffeLoader(search_paths=[ROOT], docstring_parser="google", allow_inspection=False)
     module = loader.load(package)
     loader.resolve_aliases(external=False)
-    found = [module[str(name).strip("'\"")] for name in module.exports or ()]
-    return [name.final_target if name.is_alias else name for name in found]
+    items = [module[str(name).strip("'\"")] for name in module.exports or ()]
+    return [item.final_target if item.is_alias else item for item in items]
 
 
-def parameters(of: griffe.Class | griffe.Function) -> list[griffe.Parameter]:
-    """What a call takes, without self; a class without `__init__` takes its annotated attributes."""
-    if isinstance(of, griffe.Function) or "__init__" in of.members:
-        return [parameter for parameter in of.parameters if parameter.name != "self"]
+def parameters(item: griffe.Class | griffe.Function) -> list[griffe.Parameter]:
+    """The parameters of a call, without self; those of a class without `__init__` are its annotated attributes."""
+    if isinstance(item, griffe.Function) or "__init__" in item.members:
+        return [parameter for parameter in item.parameters if parameter.name != "self"]
     kind = griffe.ParameterKind.positional_or_keyword
-    fields = [member for member in of.members.values() if isinstance(member, griffe.Attribute)]
+    fields = [member for member in item.members.values() if isinstance(member, griffe.Attribute)]
     return [griffe.Parameter(field.name, annotation=field.annotation, kind=kind) for field in fields]
 
 
-def methods(of: griffe.Class | griffe.Function) -> list[griffe.Function]:
+def methods(item: griffe.Class | griffe.Function) -> list[griffe.Function]:
     """The methods of a class that are documented, in the order of the source."""
-    members = of.members.values() if isinstance(of, griffe.Class) else ()
+    members = item.members.values() if isinstance(item, griffe.Class) else ()
     return [
         member
         for member in members
@@ -43,29 +43,29 @@ def methods(of: griffe.Class | griffe.Function) -> list[griffe.Function]:
     ]
 
 
-def signature(of: griffe.Class | griffe.Function) -> str:
-    """As people call it, with annotations; on one line where it fits."""
+def signature(item: griffe.Class | griffe.Function) -> str:
+    """The call with annotations; on one line where it fits."""
     parts: list[str] = []
-    for parameter in parameters(of):
+    for parameter in parameters(item):
         if parameter.kind is griffe.ParameterKind.keyword_only and "*" not in parts:
             parts.append("*")
         annotation = str(parameter.annotation).replace('"', "")
         default = "" if parameter.default is None else f" = {parameter.default}".replace("'", '"')
         parts.append(f"{parameter.name}: {annotation}{default}")
-    returns = "" if isinstance(of, griffe.Class) else f" -> {of.returns}"
-    line = f"{of.name}({', '.join(parts)}){returns}"
+    returns = "" if isinstance(item, griffe.Class) else f" -> {item.returns}"
+    line = f"{item.name}({', '.join(parts)}){returns}"
     return (
-        line if len(line) <= WIDTH else "\n".join([f"{of.name}(", *(f"    {part}," for part in parts), f"){returns}"])
+        line if len(line) <= WIDTH else "\n".join([f"{item.name}(", *(f"    {part}," for part in parts), f"){returns}"])
     )
 
 
-def sections(of: griffe.Class | griffe.Function) -> list[griffe.DocstringSection]:
+def sections(item: griffe.Class | griffe.Function) -> list[griffe.DocstringSection]:
     """The parts of the docstring: text, arguments, what is returned and raised, examples."""
-    return of.docstring.parsed if of.docstring else []
+    return item.docstring.parsed if item.docstring else []
 
 
 def entries(section: griffe.DocstringSection) -> list[tuple[str, str]]:
-    """What a section lists: a name, or the class of an error, and what is said of it."""
+    """The entries of a section: a name, or the class of an error, each with its description."""
     named = section.kind.value not in ("raises", "warns")
     return [(item.name if named else str(item.annotation), item.description) for item in section.value]
 
