@@ -72,7 +72,7 @@ def depths(text: str) -> tuple[str, ...]:
 
 def models_of(models: tuple[str, ...] | None, depths: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """The models that `--models` and `--depths` name together; None where neither was given."""
-    return (*(models or ()), *(depths or ())) or None
+    return tuple(dict.fromkeys((*(models or ()), *(depths or ())))) or None
 
 
 DEPTHS_OPTION = click.option("--depths", type=depths, help="Short for --models: 18,50 stands for resnet18,resnet50.")
